@@ -1,0 +1,253 @@
+"""Contraction of a labelled tensor network, in an order chosen from the shapes at hand.
+
+The order minimises arithmetic over all orders that are allowed. `Order.STREAM` allows only
+steps that involve an activation: it flows through every factor, so that the dense weight can
+never form. `Order.FLOPS` allows every step, and may form the weight where that is cheaper
+(a large batch, a high rank).
+"""
+
+import enum
+import functools
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+Label = Hashable
+
+# Above these operand counts the exact search (3^n and n 2^n states) gives way to the simpler one.
+EXACT_FLOPS = 9
+EXACT_STREAM = 14
+
+
+class Order(enum.Enum):
+    """Which contraction orders are allowed."""
+
+    STREAM = "stream"
+    FLOPS = "flops"
+
+
+class Path(NamedTuple):
+    """Pairwise steps and their arithmetic; step k contracts two ids and makes id `n + k`."""
+
+    steps: tuple[tuple[int, int], ...]
+    flops: int
+
+
+def contract(
+    operands: Sequence[tuple[Array, Sequence[Label]]],
+    out: Sequence[Label],
+    *,
+    order: Order = Order.STREAM,
+    activations: int = 1,
+    precision: Any = None,
+    out_dtype: Any = None,
+) -> Array:
+    """Sum over all labels not in `out` of the product of the operands.
+
+    Intermediates keep the promoted dtype of the operands; only the last step accumulates in,
+    and returns, `out_dtype`. A label repeated within an operand takes its diagonal; a label
+    repeated in `out` spreads over the diagonal.
+
+    Args:
+      operands: arrays with one label an axis; the first `activations` of them are activations.
+      out: labels of the result.
+      order: which orders to search.
+      activations: number of leading operands that are not weights.
+      precision: as in `jax.lax.dot_general`.
+      out_dtype: dtype of the result; by default the promoted dtype of the operands.
+    """
+    ids = {label: i for i, label in enumerate(dict.fromkeys(k for _, ls in operands for k in ls))}
+    arrays = [_diagonal(jnp.asarray(x), tuple(ids[k] for k in ls)) for x, ls in operands]
+    target = tuple(ids[k] for k in out)
+    sizes = {i: n for x, ls in arrays for i, n in zip(ls, x.shape, strict=True)}
+    path = plan(
+        tuple(ls for _, ls in arrays),
+        tuple(sizes[i] for i in range(len(ids))),
+        tuple(dict.fromkeys(target)),
+        order,
+        activations,
+    )
+    dtype = jnp.result_type(*(x.dtype for x, _ in arrays))
+    alive: list[tuple[Array, tuple[int, ...]] | None] = list(arrays)
+    for k, (i, j) in enumerate(path.steps):
+        a, b = alive[i], alive[j]
+        assert a is not None and b is not None
+        alive[i] = alive[j] = None
+        keep = set(target).union(*(x[1] for x in alive if x is not None))
+        last = k == len(path.steps) - 1
+        y, ls = _pair(a, b, keep, dtype, precision, out_dtype if last else None)
+        alive.append((y if last else y.astype(dtype), ls))
+    y, ls = next(x for x in alive if x is not None)
+    y, ls = _presum(y, ls, set(target))
+    y = _spread(y, ls, target, sizes)
+    return y.astype(dtype if out_dtype is None else out_dtype)
+
+
+@functools.lru_cache(8192)
+def plan(
+    labels: tuple[tuple[int, ...], ...],
+    sizes: tuple[int, ...],
+    out: tuple[int, ...],
+    order: Order,
+    activations: int,
+) -> Path:
+    """The cheapest allowed sequence of pairwise contractions; a function of shapes alone."""
+    n = len(labels)
+    if n == 1:
+        return Path((), 0)
+    if order is Order.FLOPS and n > EXACT_FLOPS:
+        order = Order.STREAM
+    activations = max(1, activations)
+    active = (1 << activations) - 1
+    full = (1 << n) - 1
+
+    @functools.lru_cache(None)
+    def kept(mask: int) -> frozenset[int]:
+        inside = {k for i in range(n) if mask >> i & 1 for k in labels[i]}
+        outside = set(out).union(*(labels[i] for i in range(n) if not mask >> i & 1))
+        return frozenset(inside & outside)
+
+    @functools.lru_cache(None)
+    def best(mask: int) -> tuple[int, int, tuple[int, int] | None]:
+        if mask & (mask - 1) == 0:
+            return 0, 0, None
+        found = (math.inf, math.inf, None)
+        for a, b in _splits(mask, active, order, greedy=n > EXACT_STREAM):
+            step = _step_flops(kept(a), kept(b), kept(mask), sizes)
+            (fa, sa, _), (fb, sb, _) = best(a), best(b)
+            space = sa + sb + math.prod(sizes[k] for k in kept(mask))
+            found = min(found, (fa + fb + step, space, (a, b)))
+        return found  # type: ignore[return-value]
+
+    steps: list[tuple[int, int]] = []
+
+    def emit(mask: int) -> int:
+        halves = best(mask)[2]
+        if halves is None:
+            return mask.bit_length() - 1
+        # The half with the earliest operand goes first, so that the activation stays on the left.
+        first, second = sorted(halves, key=lambda half: half & -half)
+        steps.append((emit(first), emit(second)))
+        return n + len(steps) - 1
+
+    emit(full)
+    return Path(tuple(steps), best(full)[0])
+
+
+def _splits(mask: int, active: int, order: Order, greedy: bool):
+    """Allowed ways to cut a set of operands in two."""
+    if order is Order.FLOPS:
+        low = mask & -mask
+        part = (mask - 1) & mask
+        while part:
+            if part & low:
+                yield part, mask ^ part
+            part = (part - 1) & mask
+        return
+    weights = mask & ~active
+    if greedy and weights:  # a long chain: from the first operand to the last
+        last = 1 << (weights.bit_length() - 1)
+        yield mask ^ last, last
+        return
+    rest = weights
+    while rest:  # absorb one weight
+        one = rest & -rest
+        rest ^= one
+        if (mask ^ one) & active:
+            yield mask ^ one, one
+    acts = mask & active
+    part = (mask - 1) & mask if acts & (acts - 1) else 0
+    while part:  # join two activations, each with what it has absorbed
+        other = mask ^ part
+        if part & active and other & active and part & -part < other & -other:
+            yield part, other
+        part = (part - 1) & mask
+
+
+def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], sizes) -> int:
+    work = math.prod(sizes[k] for k in a | b)
+    summed = (a & b) - keep
+    return 2 * work if summed else work
+
+
+def _pair(a, b, keep: set[int], dtype, precision, out_dtype):
+    """Contract two labelled arrays, summing the labels that are not in `keep`."""
+    a, la = _presum(*a, keep | set(b[1]))
+    b, lb = _presum(*b, keep | set(la))
+    a, b = a.astype(dtype), b.astype(dtype)
+    both = [k for k in la if k in lb]
+    summed = [k for k in both if k not in keep]
+    if not summed:  # a scaling or an outer product keeps the layout of the activation
+        ls = la + tuple(k for k in lb if k not in la)
+        y = _aligned(a, la, ls) * _aligned(b, lb, ls)
+        return (y if out_dtype is None else y.astype(out_dtype)), ls
+    batch = [k for k in both if k in keep]
+    ls = (*batch, *(k for k in la if k not in both), *(k for k in lb if k not in both))
+    axes = lambda of, which: tuple(of.index(k) for k in which)
+    dims = ((axes(la, summed), axes(lb, summed)), (axes(la, batch), axes(lb, batch)))
+    y = lax.dot_general(
+        a,
+        b,
+        dims,
+        precision=precision,
+        preferred_element_type=out_dtype,
+        out_sharding=_out_sharding(a, la, b, lb, summed, ls),
+    )
+    return y, ls
+
+
+def _presum(x: Array, ls: tuple[int, ...], keep: set[int]):
+    dead = tuple(i for i, k in enumerate(ls) if k not in keep)
+    return (x.sum(dead), tuple(k for k in ls if k in keep)) if dead else (x, ls)
+
+
+def _aligned(x: Array, ls: tuple[int, ...], out: tuple[int, ...]) -> Array:
+    """`x` with axes in the order of `out`, and size one where it has no label."""
+    inside = [k for k in out if k in ls]
+    x = x.transpose([ls.index(k) for k in inside]) if list(ls) != inside else x
+    return jnp.expand_dims(x, [i for i, k in enumerate(out) if k not in ls])
+
+
+def _diagonal(x: Array, ls: tuple[int, ...]):
+    if len(set(ls)) == len(ls):
+        return x, ls
+    unique = tuple(dict.fromkeys(ls))
+    return jnp.einsum(x, list(ls), list(unique)), unique
+
+
+def _spread(y: Array, ls: tuple[int, ...], out: tuple[int, ...], sizes: dict[int, int]) -> Array:
+    """Axes in the order of `out`; a repeated label becomes a diagonal."""
+    seen: list[int] = []
+    fresh = max(sizes, default=0) + 1
+    for k in out:
+        if k in seen:
+            eye = jnp.eye(sizes[k], dtype=y.dtype)
+            new = (*ls, fresh)
+            y = _aligned(y, ls, new) * _aligned(eye, (k, fresh), new)
+            ls, k, fresh = new, fresh, fresh + 1
+        seen.append(k)
+    perm = tuple(ls.index(k) for k in seen)
+    return y if perm == tuple(range(len(perm))) else y.transpose(perm)
+
+
+def _out_sharding(a, la, b, lb, summed, ls):
+    """Under an explicit mesh a sum over a sharded label needs the result's sharding named:
+    every label that remains keeps its mesh axis.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    where = {}
+    for x, own in ((a, la), (b, lb)):
+        spec = jax.typeof(x).sharding.spec
+        where.update({k: axis for k, axis in zip(own, spec, strict=False) if axis is not None})
+    if not any(k in where for k in summed):
+        return None
+    axes = [where.get(k) for k in ls]
+    return jax.sharding.PartitionSpec(
+        *(axis if axis not in axes[:i] else None for i, axis in enumerate(axes))
+    )

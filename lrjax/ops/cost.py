@@ -1,0 +1,91 @@
+"""What a weight costs: parameters, bytes, and arithmetic per row of activations."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrjax.formats.contract import Order, plan
+from lrjax.formats.factored import Factored, abstract
+from lrjax.formats.layout import Layout, default_layout
+from lrjax.formats.network import Network
+from lrjax.formats.product import join
+from lrjax.trees import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Parameters, bytes, and floating-point operations."""
+
+    params: int
+    bytes: int
+    flops: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.params + other.params, self.bytes + other.bytes, self.flops + other.flops)
+
+
+def cost(w: Any, rows: int = 1, *, layout: Layout | None = None) -> Cost:
+    """The cost of a weight, or of all weights of a tree together.
+
+    FLOPs are those of `x @ W` for `rows` rows of activations in the streaming order, a
+    multiply-add counted as two; every entry of a stack axis is applied to all rows. Vectors
+    (biases, scales) count no FLOPs.
+
+    Args:
+      w: array, factored weight, or a tree of them (abstract arrays too).
+      rows: number of activation rows.
+      layout: rows and columns of the weight; by default the format's own.
+    """
+    leaves, _ = flatten(w)
+    total = Cost(0, 0, 0)
+    for leaf in leaves.values():
+        factors = jax.tree.leaves(leaf)
+        size = lambda x: math.prod(jnp.shape(x))
+        params = sum(map(size, factors))
+        nbytes = sum(size(x) * jnp.dtype(jnp.result_type(x)).itemsize for x in factors)
+        total += Cost(params, nbytes, _flops(leaf, rows, layout))
+    return total
+
+
+def _flops(w: Any, rows: int, layout: Layout | None) -> int:
+    if isinstance(w, Factored):
+        w = abstract(w)
+        layout = layout or w.layout
+        nets = w.networks()
+    else:
+        shape = jnp.shape(w)
+        if len(shape) < 2:
+            return 0
+        layout = layout or default_layout(shape)
+        nets = (Network.of(jax.ShapeDtypeStruct(shape, jnp.result_type(w))),)
+    stack, inputs, outputs = layout.resolve(len(nets[0].shape))
+    shape = nets[0].shape
+    size = lambda dims: math.prod(shape[d] for d in dims)
+    products = sum(_network_flops(net, rows, stack, inputs, outputs) for net in nets)
+    return products + (len(nets) - 1) * rows * size(stack) * size(outputs)
+
+
+def _network_flops(net: Network, rows: int, stack, inputs, outputs) -> int:
+    """The planner's own count for an activation [*stack, rows, *inputs]."""
+    shape = net.shape
+    activation = Network.of(
+        jax.ShapeDtypeStruct(
+            (*(shape[d] for d in stack), rows, *(shape[d] for d in inputs)), net.dtype
+        )
+    )
+    own = [*stack, "rows", *inputs]
+    out = [*stack, "rows", *outputs]
+    operands, groups = join([(activation, own), (net, range(len(shape)))], out)
+    ids = {k: i for i, k in enumerate(dict.fromkeys(k for _, ls in operands for k in ls))}
+    sizes = {ids[k]: n for x, ls in operands for k, n in zip(ls, x.shape, strict=True)}
+    path = plan(
+        tuple(tuple(ids[k] for k in ls) for _, ls in operands),
+        tuple(sizes[i] for i in range(len(ids))),
+        tuple(dict.fromkeys(ids[k] for group in groups for k in group)),
+        Order.STREAM,
+        1,
+    )
+    return path.flops

@@ -1,0 +1,79 @@
+"""Shardings of the factors, derived from the sharding of the dense weight."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lrjax.errors import ShapeError, message
+from lrjax.formats.factored import Factored, abstract
+
+
+def sharding(w: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """A tree like `w` of the shardings of its factors.
+
+    The mesh axis of a dense dimension goes to the first of its labels (that it divides); labels
+    that are summed, the ranks, are replicated.
+
+    Args:
+      w: array or factored weight, concrete or abstract.
+      mesh: the device mesh.
+      spec: the dense weight's partition, e.g. `PartitionSpec(None, "model")`.
+
+    Raises:
+      ShapeError: more entries in `spec` than the weight has dimensions.
+    """
+    if not isinstance(w, Factored):
+        return NamedSharding(mesh, spec)
+    if len(spec) > len(w.shape):
+        got = f"{spec} for a weight of shape {w.shape}"
+        todo = "Give the dense weight's partition."
+        raise ShapeError(message(got=got, expected=f"{len(w.shape)} entries", todo=todo))
+    leaves, treedef = jax.tree.flatten(abstract(w))
+    views = [
+        (x, ls, net)
+        for net in jax.tree.unflatten(treedef, leaves).networks()
+        for x, ls in zip(net.operands, net.labels, strict=True)
+    ]
+    if len(views) != len(leaves):
+        got = f"{len(views)} operands for {len(leaves)} factors in {type(w).__name__}"
+        todo = "List one operand a factor in `networks`, in the order of the fields."
+        raise ShapeError(message(got=got, expected="one operand a factor", todo=todo))
+    out = [
+        NamedSharding(mesh, _spec(leaf.shape, view.shape, labels, _places(net, mesh, spec)))
+        for leaf, (view, labels, net) in zip(leaves, views, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, out)
+
+
+def _places(net: Any, mesh: Mesh, spec: PartitionSpec) -> dict[int, Any]:
+    """Mesh axis of each label."""
+    sizes, where = net.sizes, {}
+    for group, axis in zip(net.dims, spec, strict=False):
+        if axis is None:
+            continue
+        names = axis if isinstance(axis, tuple) else (axis,)
+        devices = math.prod(mesh.shape[name] for name in names)
+        first = next((k for k in group if sizes[k] != 1), None)
+        if first is not None and sizes[first] % devices == 0:
+            where[first] = axis
+    return where
+
+
+def _spec(shape, view, labels, where) -> PartitionSpec:
+    """The partition of a factor, whose axes are runs of the axes of its view."""
+    axes, i = [], 0
+    for n in shape:
+        run, first = 1, i
+        while (
+            i < len(view)
+            and run * view[i] <= n
+            and (run < n or view[i] == 1)
+            and (i == first or run < n)
+        ):
+            run *= view[i]
+            i += 1
+        inside = [where[k] for k in labels[first:i] if k in where]
+        axes.append(inside[0] if inside and labels[first] in where else None)
+    return PartitionSpec(*axes)

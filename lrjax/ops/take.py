@@ -1,0 +1,114 @@
+"""Lookup of rows (an embedding) without the table."""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from lrjax.formats.contract import contract
+from lrjax.formats.lazy import LazyArray, as_lazy
+from lrjax.formats.network import Network, Unsupported
+
+Mode = Literal["fill", "clip", "wrap", "promise_in_bounds"]
+
+
+def take(
+    w: Any, indices: Int[Array, "..."], axis: int = 0, mode: Mode = "fill", lazy: bool = False
+) -> Any:
+    """`jnp.take(w, indices, axis, mode=mode)`.
+
+    Args:
+      w: array, factored or lazy array.
+      indices: integers of any shape; negative ones count from the end (but in "clip").
+      axis: the dimension that is looked up.
+      mode: what happens out of range, as in `jnp.take`; "fill" gives NaN.
+      lazy: keep the result lazy, as for a stack of layers or experts.
+
+    Raises:
+      Unsupported: the lookup is along the cut of a concatenation, or through a block label.
+    """
+    w = as_lazy(w)
+    indices = jnp.asarray(indices)
+    if not isinstance(w, LazyArray):
+        return jnp.take(w, indices, axis=axis, mode=mode)
+    axis = axis % w.ndim
+    if w.axis is not None:
+        if w.axis == axis:
+            raise Unsupported("lookup along a concatenation")
+        parts = [take(part, indices, axis, mode, lazy=True) for part in w.terms]
+        cut = w.axis if w.axis < axis else w.axis - 1 + indices.ndim
+        y = LazyArray(tuple(parts), cut, w.name)
+        return y if lazy else y.dense()
+    n = w.shape[axis]
+    index, valid = _in_range(indices, n, mode)
+    looked = [_lookup(net, index, axis) for net in w.terms]
+    if lazy:
+        nets = tuple(net if valid is None else _mask(net, valid, axis) for net, _ in looked)
+        return LazyArray(nets, None, w.name)
+    y = sum(_finish(net, active) for net, active in looked).astype(w.dtype)
+    if valid is None:
+        return y
+    # Masking the result, not the index, keeps NaN out of the factors' gradients.
+    valid = valid.reshape((1,) * axis + valid.shape + (1,) * (y.ndim - axis - valid.ndim))
+    return jnp.where(valid, y, jnp.asarray(jnp.nan, y.dtype))
+
+
+def _in_range(indices: Array, n: int, mode: Mode) -> tuple[Array, Array | None]:
+    """Indices inside [0, n), and a mask of those that were valid where "fill" needs one."""
+    top = max(n - 1, 0)
+    if mode == "clip":
+        return jnp.clip(indices, 0, top), None
+    if mode == "wrap":
+        return jnp.mod(indices, n), None
+    if jnp.issubdtype(indices.dtype, jnp.signedinteger):
+        indices = jnp.where(indices < 0, indices + n, indices)
+    if mode == "promise_in_bounds":
+        return indices, None
+    if mode != "fill":
+        raise ValueError(f"got mode={mode!r}; expected fill, clip, wrap or promise_in_bounds")
+    return jnp.clip(indices, 0, top), (indices >= 0) & (indices < n)
+
+
+def _lookup(net: Network, index: Array, axis: int) -> tuple[Network, list[bool]]:
+    """The network of the rows, and which operands were indexed."""
+    sizes = net.sizes
+    group = [k for k in net.dims[axis] if sizes[k] != 1]
+    if any(k in other for d, other in enumerate(net.dims) if d != axis for k in group):
+        raise Unsupported("lookup through a block label")
+    at = jnp.unravel_index(index, [sizes[k] for k in group]) if len(group) > 1 else (index,)
+    first = net.fresh()
+    rows = tuple(range(first, first + index.ndim))
+    operands, labels, active = [], [], []
+    for x, ls in zip(net.operands, net.labels, strict=True):
+        here = [(ls.index(k), i) for k, i in zip(group, at) if k in ls]
+        if here:
+            rest = [d for d in range(x.ndim) if d not in [d for d, _ in here]]
+            x = x.transpose([*(d for d, _ in here), *rest])
+            x = x.at[tuple(i for _, i in here)].get(mode="promise_in_bounds")
+            ls = (*rows, *(ls[d] for d in rest))
+        operands.append(x)
+        labels.append(ls)
+        active.append(bool(here))
+    if not group:  # a dimension of size one: every index is row 0
+        operands.append(jnp.ones(index.shape, net.dtype))
+        labels.append(rows)
+        active.append(True)
+    dims = (*net.dims[:axis], *((k,) for k in rows), *net.dims[axis + 1 :])
+    return Network(tuple(operands), tuple(labels), dims), active
+
+
+def _finish(net: Network, active: list[bool]) -> Array:
+    """Contract; the indexed operands are the activations."""
+    order = sorted(range(len(active)), key=lambda i: not active[i])
+    y = contract(
+        [(net.operands[i], net.labels[i]) for i in order],
+        [k for group in net.dims for k in group],
+        activations=sum(active),
+    )
+    return y.reshape(net.shape)
+
+
+def _mask(net: Network, valid: Array, axis: int) -> Network:
+    """NaN rows where the index was out of range."""
+    labels = [k for d in range(axis, axis + valid.ndim) for k in net.dims[d]]
+    return net.with_operand(jnp.where(valid, 1.0, jnp.nan).astype(net.dtype), labels)
