@@ -102,9 +102,7 @@ def _rows(weight: WeightUse) -> list[tuple[str, ...]]:
         dims = (" ".join(map(str, d)) or "-" for d in (use.rows, use.cols, use.stack))
         rows.append((use.kind.value, *dims, use.tap or "-", weight.bias or "-", use.source))
     rows = list(dict.fromkeys(rows)) or [("unused",) + ("-",) * 6]
-    return [
-        ((weight.path, shape) if k == 0 else ("", "")) + row for k, row in enumerate(rows)
-    ]
+    return [((weight.path, shape) if k == 0 else ("", "")) + row for k, row in enumerate(rows)]
 
 
 def _align(table: list[tuple[str, ...]]) -> str:

@@ -61,7 +61,9 @@ class Tapped:
     outputs: Mapping[str, Tap]
     seeds: Mapping[str, Any]
 
-    def __call__(self, params, *args, seeds=None, mask=None, **kwargs) -> tuple[Any, dict[str, Any]]:
+    def __call__(
+        self, params, *args, seeds=None, mask=None, **kwargs
+    ) -> tuple[Any, dict[str, Any]]:
         """(fn's outputs, {tap id: sums of the activation}); the gradient of seeds is {tap id: sums of g}."""
         raise NotImplementedError
 

@@ -1,0 +1,91 @@
+"""Reading jaxprs: the one place that depends on what a version of jax calls things.
+
+Known differences between jax 0.10 and 0.12:
+- `scan` counted its operands in `num_consts` and `num_carry`; since 0.11 a flat tree `ft_in` groups them.
+- A closed jaxpr was a class of its own; since 0.12 a jaxpr carries its constants itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import Literal
+
+INLINED = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call", "composite"})
+REMAT = frozenset({"remat2", "remat", "checkpoint"})
+CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
+
+
+def opened(closed: Any) -> tuple[Any, Sequence[Any]]:
+    """The open jaxpr and the values of its constants."""
+    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", None) or ()
+
+
+def body(eqn: Any) -> Any:
+    """The one jaxpr that a call-like equation (INLINED, REMAT, CUSTOM) evaluates."""
+    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+
+
+def scan_groups(eqn: Any) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many are carried."""
+    if "ft_in" in eqn.params:
+        consts, carry = (len(group.vals) for group in eqn.params["ft_in"].unpack()[:2])
+        return consts, carry
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def bind(eqn: Any, vals: Sequence[Any]) -> Sequence[Any]:
+    """Evaluate one equation as it stands."""
+    out = eqn.primitive.bind(*vals, **eqn.primitive.get_bind_params(eqn.params))
+    return out if eqn.primitive.multiple_results else (out,)
+
+
+def live(jaxpr: Any) -> Sequence[tuple[int, Any]]:
+    """The equations that some output needs, with their positions."""
+    needed = {id(v) for v in jaxpr.outvars}
+    kept = []
+    for k in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[k]
+        if eqn.effects or any(id(v) in needed for v in eqn.outvars):
+            kept.append((k, eqn))
+            needed.update(id(v) for v in eqn.invars)
+    return kept[::-1]
+
+
+def forwards(closed: Any) -> list[int | None]:
+    """For each output the position of the input that it is, unchanged; else None.
+
+    Looks through calls: scans over modules hand their parameters through their bodies.
+    """
+    jaxpr, _ = opened(closed)
+    source: dict[Any, int] = {v: i for i, v in enumerate(jaxpr.invars)}
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in INLINED | REMAT and any(_known(v, source) for v in eqn.invars):
+            for v, k in zip(eqn.outvars, forwards(body(eqn)), strict=True):
+                if k is not None and _known(eqn.invars[k], source):
+                    source[v] = source[eqn.invars[k]]
+    return [source[v] if _known(v, source) else None for v in jaxpr.outvars]
+
+
+def _known(v: Any, source: dict[Any, int]) -> bool:
+    return not isinstance(v, Literal) and v in source
+
+
+def source(eqns: Sequence[Any]) -> str:
+    """`file:line (function)` of the innermost equation that has a user's line; never fails."""
+    for eqn in reversed(eqns):
+        try:
+            text = source_info_util.summarize(eqn.source_info)
+        except Exception:  # a message must never hide the error that it explains
+            continue
+        if text:
+            place, _, function = text.partition(" (")
+            parts = place.split(":")
+            return ":".join(parts[:2]) + (f" ({function}" if function else "")
+    return "an unknown line"
+
+
+def is_abstract(x: Any) -> bool:
+    """Whether x is a shape only."""
+    return isinstance(x, jax.ShapeDtypeStruct)

@@ -1,0 +1,157 @@
+"""lift: any function of dense parameters, run on factored ones."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import numpy as np
+from jax.extend.core import Literal as Constant
+
+from lrjax import trees
+from lrjax.errors import DensifyError, message
+from lrjax.formats.contract import Order
+from lrjax.formats.factored import is_factored
+from lrjax.formats.lazy import LazyArray
+from lrjax.formats.network import Unsupported
+from lrjax.lift import control, jaxprs
+from lrjax.lift.interpreter import Interpreter, Place, Step, Sums
+from lrjax.lift.rules import RULES
+
+OnDense = Literal["error", "warn", "allow"]
+R = TypeVar("R")
+
+
+class DensifyWarning(UserWarning):
+    """A lifted function rebuilds a dense weight."""
+
+
+def lift(
+    fn: Callable[..., R], *, on_dense: OnDense = "error", order: Order = Order.STREAM
+) -> Callable[..., R]:
+    """`fn`, accepting factored arrays anywhere in its arguments in place of dense ones.
+
+    `fn` is traced with the dense shapes; the program is then evaluated with factors flowing through it, so
+    that no dense weight forms.  Without a factored argument, `fn` is called as it is.  Arguments that are no
+    arrays stay Python values.  Parameters that `fn` returns unchanged come back as they went in.
+
+    Wrap the result in `jax.jit`; put `jax.grad` outside.  A custom derivative rule stays in force unless a
+    factored weight passes through it: then the derivative is that of the primal function, with a warning for
+    `custom_vjp`, when a gradient is taken.
+
+    Args:
+      fn: any traceable function: `model.apply`, a function over `nnx.merge`, an Equinox call, plain JAX.
+      on_dense: what to do where only the dense weight will do: refuse, warn and go on, or just go on.
+      order: contraction order: STREAM sends the activation through every factor; FLOPS takes the cheapest.
+
+    Raises:
+      DensifyError: while tracing, if a use has no form on factors; names path, primitive, shape and line.
+    """
+    if on_dense not in ("error", "warn", "allow"):
+        got = f"on_dense={on_dense!r}"
+        raise ValueError(message(got=got, expected="'error', 'warn' or 'allow'", todo="Name one."))
+
+    @functools.wraps(fn)
+    def lifted(*args, **kwargs):
+        leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
+        if not any(map(is_factored, leaves)):
+            return fn(*args, **kwargs)
+        names = (_name(path) for path in trees.flatten((args, kwargs))[0])
+        given = {
+            i: x.lazy(name) if is_factored(x) else x
+            for i, (x, name) in enumerate(zip(leaves, names, strict=True))
+            if is_factored(x) or isinstance(x, (jax.Array, np.ndarray, np.generic))
+        }
+
+        def flat(*values):
+            full = list(leaves)
+            for i, value in zip(given, values, strict=True):
+                full[i] = value
+            args, kwargs = jax.tree.unflatten(tree, full)
+            return fn(*args, **kwargs)
+
+        program, shape = jax.make_jaxpr(flat, return_shape=True)(*map(_stand_in, given.values()))
+        outs, _ = Lift(on_dense, order).run(program, list(given.values()))
+        same = {id(x): leaves[i] for i, x in given.items() if isinstance(x, LazyArray)}
+        end = Lift(on_dense, order)
+        outs = [
+            same[id(y)] if id(y) in same else end.dense(y, "output of the function") for y in outs
+        ]
+        return jax.tree.unflatten(jax.tree.structure(shape), outs)
+
+    return lifted
+
+
+class Lift(Interpreter):
+    """Evaluation on lazy arrays."""
+
+    def __init__(self, on_dense: OnDense, order: Order):
+        super().__init__()
+        self.on_dense, self.order = on_dense, order
+
+    def takes(self, eqn: Any, vals: Sequence[Any], at: Place) -> bool:
+        del eqn, at
+        return any(type(v) is LazyArray for v in vals)
+
+    def control(self, eqn: Any) -> Callable[..., Step] | None:
+        return control.rule_for(eqn.primitive.name)
+
+    def leaf(self, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
+        del at, seeds
+        rule, why = RULES.get(eqn.primitive.name), "there is no rule for it"
+        if rule is not None:
+            try:
+                return rule(self, eqn, *vals), {}
+            except Unsupported as reason:
+                why = str(reason)
+        return jaxprs.bind(eqn, [self.dense(v, why) for v in vals]), {}
+
+    def dense(self, x: Any, why: str) -> Any:
+        if not isinstance(x, LazyArray):
+            return x
+        if self.on_dense != "allow":
+            text = _refusal(x, why, self.eqns)
+            if self.on_dense == "error":
+                raise DensifyError(text)
+            warnings.warn(text, DensifyWarning, stacklevel=2)
+        return x.dense()
+
+    def compact(self, eqn: Any, position: int, value: Any) -> Any:
+        """The operand before it was broadcast in this jaxpr, its repeated dims of size one."""
+        var = eqn.invars[position]
+        if isinstance(value, LazyArray) or isinstance(var, Constant) or not self.jaxprs:
+            return value
+        made = next((e for e in self.jaxprs[-1].eqns if var in e.outvars), None)
+        if made is None or made.primitive.name != "broadcast_in_dim":
+            return value
+        small, where = made.invars[0], made.params["broadcast_dimensions"]
+        x = small.val if isinstance(small, Constant) else self.frames[-1][small]
+        shape = [1] * value.ndim
+        for d, n in zip(where, np.shape(x), strict=True):
+            shape[d] = n
+        return jax.numpy.reshape(x, shape)
+
+
+def _name(path: str) -> str:
+    """A path within the argument that it is in."""
+    parts = path.split("/", 2)
+    return parts[2] if len(parts) == 3 else f"argument {parts[-1]}"
+
+
+def _stand_in(x: Any) -> Any:
+    if not isinstance(x, LazyArray):
+        return x
+    if jax.sharding.get_abstract_mesh().empty:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.eval_shape(x.dense)  # with its sharding, or its varying axes
+
+
+def _refusal(x: LazyArray, why: str, eqns: Sequence[Any]) -> str:
+    use = f"{eqns[-1].primitive.name} at {jaxprs.source(eqns)}" if eqns else "the function"
+    return message(
+        path=x.name,
+        got=f"{use}, which needs the dense {x.dtype}{list(x.shape)} ({why})",
+        expected="a use that has a form on factors",
+        todo="Leave this weight dense, rewrite the line, or pass on_dense='warn' or 'allow'.",
+    )

@@ -1,0 +1,8 @@
+"""What each primitive does to a lazy array."""
+
+from lrjax.lift.rules import elementwise, indexing, linear, shape
+from lrjax.lift.rules.registry import Rules, is_lazy
+
+RULES = Rules({**linear.RULES, **shape.RULES, **indexing.RULES, **elementwise.RULES})
+
+__all__ = ["RULES", "is_lazy"]

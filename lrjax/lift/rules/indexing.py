@@ -1,0 +1,123 @@
+"""Slices and lookups."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lrjax import ops
+from lrjax.formats.network import Unsupported
+from lrjax.lift.rules.registry import Context, Rules, is_lazy
+
+RULES = Rules()
+
+_MODES = {"FILL_OR_DROP": "fill", "CLIP": "clip", "PROMISE_IN_BOUNDS": "promise_in_bounds"}
+
+
+@RULES.on("slice")
+def _slice(ctx: Context, eqn: Any, w: Any):
+    del ctx
+    p = eqn.params
+    strides = p["strides"] or (1,) * w.ndim
+    limits = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
+    for d, (start, stop, stride) in enumerate(limits):
+        if stride == 1:
+            w = ops.slice_in_dim(w, start, stop - start, d)
+        elif w.axis == d:
+            raise Unsupported("strided slice of a concatenation")
+        else:
+            w = w.map(lambda net, d=d, cut=(start, stop, stride): _strided(net, d, cut))
+    return (w,)
+
+
+def _strided(net: Any, dim: int, cut: tuple[int, int, int]) -> Any:
+    labels = [k for k in net.dims[dim] if net.sizes[k] != 1]
+    if len(labels) != 1:
+        raise Unsupported("strided slice of a merged dim")
+    return net.map_label(labels[0], lambda x, axis: lax.slice_in_dim(x, *cut, axis=axis))
+
+
+@RULES.on("dynamic_slice")
+def _dynamic_slice(ctx: Context, eqn: Any, w: Any, *starts: Any):
+    del ctx
+    if any(is_lazy(s) for s in starts):
+        raise Unsupported("an index that is factored")
+    for d, (start, size) in enumerate(zip(starts, eqn.params["slice_sizes"], strict=True)):
+        if size != w.shape[d]:
+            w = ops.slice_in_dim(w, start, size, d, dynamic=True)
+    return (w,)
+
+
+@RULES.on("gather")
+def _gather(ctx: Context, eqn: Any, w: Any, indices: Any):
+    """Whole rows by one index: `w[..., indices, ...]`.
+
+    One index, or a stacked axis (its label is in every operand), leaves a weight; token ids make an
+    activation, at the cost of a row.
+    """
+    del ctx
+    p, numbers = eqn.params, eqn.params["dimension_numbers"]
+    if is_lazy(indices) or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+        raise Unsupported("a gather over more than one dim")
+    (k,) = numbers.start_index_map
+    partial = [d for d, n in enumerate(p["slice_sizes"]) if d != k and n != w.shape[d]]
+    if numbers.collapsed_slice_dims != (k,) or partial:
+        raise Unsupported("a gather of partial slices")
+    i = indices[..., 0]
+    lazy = i.ndim == 0 or _stacked(w, k)
+    y = ops.take(w, i, axis=k, mode=_MODES[p["mode"].name], lazy=lazy)
+    # take leaves the indices' dims at k; gather wants them wherever offset_dims are not.
+    offsets = iter([d for d in range(w.ndim + i.ndim - 1) if not k <= d < k + i.ndim])
+    batch = iter(range(k, k + i.ndim))
+    perm = [
+        next(offsets if d in numbers.offset_dims else batch) for d in range(w.ndim + i.ndim - 1)
+    ]
+    return (ops.transpose(y, perm),)
+
+
+def _stacked(w: Any, dim: int) -> bool:
+    if w.axis is not None or w.ndim < 3:
+        return False
+    return all(
+        len(net.dims[dim]) == 1 and all(net.dims[dim][0] in ls for ls in net.labels)
+        for net in w.terms
+    )
+
+
+@RULES.on("select_n")
+def _select_n(ctx: Context, eqn: Any, which: Any, *cases: Any):
+    """One predicate for the whole weight, or one a row or column against zeros."""
+    if is_lazy(which) or len(cases) != 2:
+        raise Unsupported("a choice by a factored predicate")
+    which = ctx.compact(eqn, 0, which)
+    cases = [ctx.compact(eqn, 1 + j, c) for j, c in enumerate(cases)]
+    if which.size == 1:
+        which = which.reshape(()).astype(bool)
+        return (_choose(which, *cases),)
+    parts = [
+        ops.multiply(c, (which == bool(j)).astype(c.dtype)) if is_lazy(c) else c
+        for j, c in enumerate(cases)
+    ]
+    lazy = [c for c in parts if is_lazy(c)]
+    if len(lazy) == 1 and not all(c is lazy[0] or _zero(c) for c in parts):
+        raise Unsupported("a choice by element between a factored and a dense array")
+    return (lazy[0] if len(lazy) == 1 else ops.add(*lazy),)
+
+
+def _choose(which: Any, no: Any, yes: Any) -> Any:
+    if is_lazy(no) and is_lazy(yes):
+        same = lambda x: (jax.tree.structure(x.lazy("?")), [a.shape for a in jax.tree.leaves(x)])
+        if same(no) == same(yes.lazy(no.name)):
+            yes = yes.lazy(no.name)
+            return jax.tree.map(lambda a, b: jnp.where(which, b, a), no, yes)
+    # Every factor of the term not chosen is zero, so that no NaN of it gets through.
+    keep = lambda w, chosen: jax.tree.map(lambda a: jnp.where(chosen, a, jnp.zeros_like(a)), w)
+    return ops.add(keep(no, ~which), keep(yes, which))
+
+
+def _zero(x: Any) -> bool:
+    try:
+        return x.size == 1 and float(x.reshape(())) == 0.0
+    except jax.errors.JAXTypeError:
+        return False

@@ -1,0 +1,38 @@
+"""How rules are written down: one function for one or more primitives."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from lrjax.formats.contract import Order
+from lrjax.formats.lazy import LazyArray
+
+
+class Context(Protocol):
+    """What a rule may ask of the interpreter."""
+
+    order: Order
+
+    def compact(self, eqn: Any, position: int, value: Any) -> Any:
+        """The operand before it was broadcast: its repeated dims have size one."""
+
+
+Rule = Callable[..., Sequence[Any]]
+"""`rule(ctx, eqn, *operands) -> outputs`; at least one operand is lazy. Raises Unsupported."""
+
+
+class Rules(dict[str, Rule]):
+    """Primitive name -> rule."""
+
+    def on(self, *names: str) -> Callable[[Rule], Rule]:
+        """Decorator: the rule for these primitives."""
+
+        def add(rule: Rule) -> Rule:
+            self.update(dict.fromkeys(names, rule))
+            return rule
+
+        return add
+
+
+def is_lazy(x: Any) -> bool:
+    """Whether x is a lazy array."""
+    return isinstance(x, LazyArray)
