@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 Label = Hashable
+Labelled = tuple[Array, tuple[int, ...]]
 
 # Above these operand counts the exact search (3^n and n 2^n states) gives way to the simpler one.
 EXACT_FLOPS = 9
@@ -73,10 +74,11 @@ def contract(
         activations,
     )
     dtype = jnp.result_type(*(x.dtype for x, _ in arrays))
-    alive: list[tuple[Array, tuple[int, ...]] | None] = list(arrays)
+    alive: list[Labelled | None] = list(arrays)
     for k, (i, j) in enumerate(path.steps):
         a, b = alive[i], alive[j]
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         alive[i] = alive[j] = None
         keep = set(target).union(*(x[1] for x in alive if x is not None))
         last = k == len(path.steps) - 1
@@ -175,11 +177,12 @@ def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], size
     return 2 * work if summed else work
 
 
-def _pair(a, b, keep: set[int], dtype, precision, out_dtype):
+def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype):
     """Contract two labelled arrays, summing the labels that are not in `keep`."""
-    a, la = _presum(*a, keep | set(b[1]))
-    b, lb = _presum(*b, keep | set(la))
-    a, b = a.astype(dtype), b.astype(dtype)
+    (x, la), (y, lb) = a, b
+    x, la = _presum(x, la, keep | set(lb))
+    y, lb = _presum(y, lb, keep | set(la))
+    a, b = x.astype(dtype), y.astype(dtype)
     both = [k for k in la if k in lb]
     summed = [k for k in both if k not in keep]
     if not summed:  # a scaling or an outer product keeps the layout of the activation
@@ -236,8 +239,9 @@ def _spread(y: Array, ls: tuple[int, ...], out: tuple[int, ...], sizes: dict[int
 
 
 def _out_sharding(a, la, b, lb, summed, ls):
-    """Under an explicit mesh a sum over a sharded label needs the result's sharding named:
-    every label that remains keeps its mesh axis.
+    """The partition of a sum over a sharded label, which an explicit mesh wants named.
+
+    Every label that remains keeps its mesh axis.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return None

@@ -27,8 +27,7 @@ artefact follow from the network. Three rules keep transformations working:
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +38,8 @@ from lrjax.formats.lazy import LazyArray, Operators
 from lrjax.formats.network import Network
 from lrjax.trees import Weight
 
-C = TypeVar("C", bound=type)
 
-
-def register(cls: C | None = None, *, meta: tuple[str, ...] = ()) -> Any:
+def register(cls: type | None = None, *, meta: tuple[str, ...] = ()) -> Any:
     """Register a frozen dataclass as a pytree; fields named in `meta` are static."""
     if cls is None:
         return functools.partial(register, meta=meta)
@@ -58,6 +55,7 @@ class Factored(Weight, Operators, abc.ABC):
         """The networks whose sum is the dense weight; called on arrays or abstract arrays."""
 
     def lazy(self, name: str = "?") -> LazyArray:
+        """The weight as a lazy array; `name` appears in messages."""
         return LazyArray(self.networks(), None, name)
 
     @property
@@ -126,11 +124,6 @@ def is_factored(x: Any) -> bool:
 def abstract(w: Any) -> Any:
     """The same tree over shapes and dtypes alone."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), w)
-
-
-def map_factors(f: Callable[[Any], Any], w: Any) -> Any:
-    """Apply `f` to every factor."""
-    return jax.tree.map(f, w)
 
 
 def _consistent(net: Network, kind: str) -> None:

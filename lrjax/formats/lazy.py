@@ -5,11 +5,12 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Union
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -83,6 +84,7 @@ class LazyArray(Operators):
         return cls((Network.of(array),), None, name)
 
     def lazy(self, name: str = "?") -> "LazyArray":
+        """This array, under another name if one is given."""
         return self if name == "?" else dataclasses.replace(self, name=name)
 
     @property
@@ -100,8 +102,11 @@ class LazyArray(Operators):
         return jnp.result_type(*(part.dtype for part in self.terms))
 
     def map(self, f: Callable[[Network], Network], axis: int | None = None) -> "LazyArray":
-        """Apply a linear function to every network; a concatenation ends up along `axis`
-        (by default where it was).
+        """Apply a linear function to every network.
+
+        Args:
+          f: the function.
+          axis: where the cut of a concatenation ends up, if not where it was.
         """
         if self.axis is None:
             return dataclasses.replace(self, terms=tuple(f(net) for net in self.terms))
@@ -123,9 +128,6 @@ class LazyArray(Operators):
         ls = tuple(range(self.ndim))
         parts = [contract_networks([(net, ls)], ls) for net in self.terms]
         return functools.reduce(operator.add, parts).astype(self.dtype)
-
-
-Operand = Union[Array, LazyArray]
 
 
 def as_lazy(x: Any) -> Any:
@@ -167,7 +169,7 @@ def product(
             parts = []
             for j, part in enumerate(x.terms):
                 others = [(pieces[j], own) for pieces, own in rest]
-                parts.append(again(others[:i] + [(part, ls)] + others[i:], out))
+                parts.append(again([*others[:i], (part, ls), *others[i:]], out))
             return _rejoin(parts, out.index(cut) if cut in out else None, x.name)
 
     dense = [(LazyArray.of(x), ls) for x, ls in operands if not isinstance(x, LazyArray)]
@@ -201,7 +203,7 @@ def _pieces(x: Any, labels: tuple, cut: Hashable, sizes: list[int]) -> tuple[lis
         return [x] * len(sizes), labels
     axis = labels.index(cut)
     if not isinstance(x, LazyArray):
-        return lax.split(jnp.asarray(x), sizes, axis=axis), labels
+        return list(lax.split(jnp.asarray(x), sizes, axis=axis)), labels
     if x.axis == axis and [part.shape[axis] for part in x.terms] == sizes:
         return list(x.terms), labels
     raise Unsupported("product of lazy arrays that are cut differently")
@@ -235,7 +237,7 @@ def matmul(a: Any, b: Any, *, order: Order = Order.STREAM, precision: Any = None
     right = [("b", i) for i in range(batch + 2 - b.ndim, batch)] if b.ndim > 1 else []
     la = left + ["m", "k"][-a.ndim :]
     lb = right + ["k", "n"][: b.ndim]
-    lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, la = drop_unit(a, la, dict(zip((("b", i) for i in range(batch)), lead, strict=True)))
     b, lb = drop_unit(b, lb, dict(zip((("b", i) for i in range(batch)), lead, strict=True)))
     out = [x for x in dict.fromkeys([("b", i) for i in range(batch)] + la + lb) if x != "k"]
@@ -243,7 +245,7 @@ def matmul(a: Any, b: Any, *, order: Order = Order.STREAM, precision: Any = None
     return product([(a, la), (b, lb)], out, lazy=lazy, order=order, precision=precision)
 
 
-def drop_unit(x: Any, labels: Sequence[Hashable], sizes: dict[Hashable, int]) -> tuple[Any, list]:
+def drop_unit(x: Any, labels: Sequence[Hashable], sizes: Mapping[Any, Any]) -> tuple[Any, list]:
     """Remove the size-one dimensions that broadcast against a larger size of their label."""
     gone = [d for d, k in enumerate(labels) if x.shape[d] == 1 and sizes.get(k, 1) != 1]
     if not gone:

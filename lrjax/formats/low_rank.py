@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Self
+from typing import Any, Self
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,8 +28,8 @@ class LowRank(Factored):
     rows=(kh, kw, cin), and runs as a convolution to r channels and a 1x1 convolution.
     """
 
-    left: Float[Array, "*B m r"]
-    right: Float[Array, "*B r n"]
+    left: Float[Array, "*B m r"] | Any
+    right: Float[Array, "*B r n"] | Any
     rows: tuple[int, ...] | None = None
     cols: tuple[int, ...] | None = None
     order: tuple[int, ...] | None = None
@@ -40,6 +40,7 @@ class LowRank(Factored):
         return self.right.shape[-2]
 
     def networks(self) -> tuple[Network, ...]:
+        """One network, `m r, r n`, with m and n split and placed."""
         net = Network.parse("... m r, ... r n -> ... m n", self.left, self.right)
         *stack, rows, cols = net.dims
         if self.rows is not None:
@@ -52,6 +53,7 @@ class LowRank(Factored):
 
     @property
     def layout(self) -> Layout:
+        """The dense dimensions that rows and cols stand for."""
         rows = 1 if self.rows is None else len(self.rows)
         cols = 1 if self.cols is None else len(self.cols)
         order = tuple(range(rows + cols)) if self.order is None else self.order
@@ -60,6 +62,7 @@ class LowRank(Factored):
         return Layout(place[:rows], place[rows:])
 
     def validate(self) -> Self:
+        """Check the factors, and that rows, cols and order split and place their sizes."""
         super().validate()
         sides = (("rows", self.rows, -2, self.left), ("cols", self.cols, -1, self.right))
         for name, split, axis, factor in sides:

@@ -116,8 +116,8 @@ class Network:
                 ls = (*ls[:k], *new, *ls[k + 1 :])
             operands.append(x)
             labels.append(ls)
-        expand = lambda group: tuple(j for k in group for j in (new if k == label else (k,)))
-        return Network(tuple(operands), tuple(labels), tuple(map(expand, self.dims))), new
+        dims = tuple(tuple(_replaced(group, label, new)) for group in self.dims)
+        return Network(tuple(operands), tuple(labels), dims), new
 
     def map_label(self, label: int, f: Callable[[Any, int], Any]) -> "Network":
         """Apply `f(operand, axis)` to every operand that carries the label (it may resize it).
@@ -156,7 +156,7 @@ class Network:
                     group.append(k)
                 elif q % n == 0 and n > 1:
                     net, new = net.split(k, (n, q // n))
-                    swap = lambda ks: [j for i in ks for j in (new if i == k else (i,))]
+                    swap = functools.partial(_replaced, label=k, new=new)
                     dims, group, todo = [swap(d) for d in dims], swap(group), swap([k, *todo])
                     sizes, n = net.sizes, 1
                     group.append(todo.pop(0))
@@ -166,6 +166,10 @@ class Network:
                 raise Unsupported("reshape of an empty weight")
             dims.append(group)
         return net.with_dims(dims)
+
+
+def _replaced(labels: Sequence[int], label: int, new: Sequence[int]) -> list[int]:
+    return [j for k in labels for j in (new if k == label else (k,))]
 
 
 def reshape_operand(x: Any, shape: Sequence[int]) -> Any:

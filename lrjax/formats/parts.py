@@ -1,8 +1,7 @@
 """A weight that is a sum of parts: low rank + residual, a frozen weight + LoRA, ..."""
 
 import dataclasses
-
-from jaxtyping import Array
+from typing import Any
 
 from lrjax.formats.factored import Factored, is_factored, register
 from lrjax.formats.layout import Layout, default_layout
@@ -14,9 +13,10 @@ from lrjax.formats.network import Network
 class Sum(Factored):
     """W = sum of the parts, each an array or a factored weight of W's shape."""
 
-    parts: tuple[Array | Factored, ...]
+    parts: tuple[Any, ...]
 
     def networks(self) -> tuple[Network, ...]:
+        """The networks of all parts."""
         return tuple(
             net
             for part in self.parts
@@ -25,6 +25,7 @@ class Sum(Factored):
 
     @property
     def layout(self) -> Layout:
+        """The layout of the first factored part."""
         for part in self.parts:
             if is_factored(part):
                 return part.layout

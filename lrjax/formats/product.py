@@ -17,9 +17,6 @@ from lrjax.errors import ShapeError, message
 from lrjax.formats.contract import Order, contract
 from lrjax.formats.network import Network, Unsupported
 
-# A product of sums has as many terms as the sums' lengths multiply to.
-MAX_LAZY_TERMS = 4
-
 
 def join(
     factors: Sequence[tuple[Network, Sequence[Hashable]]], out: Sequence[Hashable]
@@ -40,7 +37,7 @@ def join(
     """
     nets = [net for net, _ in factors]
     where: dict[Hashable, list[tuple[int, int]]] = {}
-    for i, (net, labels) in enumerate(factors):
+    for i, (_, labels) in enumerate(factors):
         for d, label in enumerate(labels):
             where.setdefault(label, []).append((i, d))
     for places in where.values():

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax.formats.factored import is_factored
 from lrjax.formats.lazy import LazyArray, as_lazy, drop_unit, product
@@ -45,7 +46,7 @@ def multiply(a: Any, b: Any) -> Any:
         if x.ndim == w.ndim > 1 and 1 not in x.shape:
             raise Unsupported("elementwise product with a dense array of the full shape")
         a, b = w, x
-    shape = jnp.broadcast_shapes(a.shape, b.shape)
+    shape = np.broadcast_shapes(a.shape, b.shape)
     n = len(shape)
     sizes = dict(enumerate(shape))
     pairs = [drop_unit(x, range(n - x.ndim, n), sizes) for x in (a, b)]
@@ -65,7 +66,7 @@ def add(a: Any, b: Any) -> Any:
         return jnp.add(a, b)
     name = next((x.name for x in (a, b) if isinstance(x, LazyArray) and x.name != "?"), "?")
     a, b = (x if isinstance(x, LazyArray) else LazyArray.of(jnp.asarray(x)) for x in (a, b))
-    shape = jnp.broadcast_shapes(a.shape, b.shape)
+    shape = np.broadcast_shapes(a.shape, b.shape)
     a, b = (
         x
         if x.shape == shape

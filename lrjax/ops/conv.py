@@ -49,12 +49,12 @@ def conv_general_dilated(
     if isinstance(lhs, LazyArray):
         raise Unsupported("convolution of a factored array")
     dn = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    window: dict[str, Any] = dict(
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-    )
+    window: dict[str, Any] = {
+        "window_strides": window_strides,
+        "padding": padding,
+        "lhs_dilation": lhs_dilation,
+        "rhs_dilation": rhs_dilation,
+    }
     if not isinstance(rhs, LazyArray):
         return lax.conv_general_dilated(
             lhs,

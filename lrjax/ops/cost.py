@@ -52,17 +52,14 @@ def cost(w: Any, rows: int = 1, *, layout: Layout | None = None) -> Cost:
 
 def _flops(w: Any, rows: int, layout: Layout | None) -> int:
     if isinstance(w, Factored):
-        w = abstract(w)
-        layout = layout or w.layout
-        nets = w.networks()
+        nets, default = abstract(w).networks(), w.layout
     else:
-        shape = jnp.shape(w)
-        if len(shape) < 2:
-            return 0
-        layout = layout or default_layout(shape)
-        nets = (Network.of(jax.ShapeDtypeStruct(shape, jnp.result_type(w))),)
-    stack, inputs, outputs = layout.resolve(len(nets[0].shape))
+        nets = (Network.of(jax.ShapeDtypeStruct(jnp.shape(w), jnp.result_type(w))),)
+        default = default_layout(jnp.shape(w))
     shape = nets[0].shape
+    if len(shape) < 2:
+        return 0
+    stack, inputs, outputs = (layout or default).resolve(len(shape))
     size = lambda dims: math.prod(shape[d] for d in dims)
     products = sum(_network_flops(net, rows, stack, inputs, outputs) for net in nets)
     return products + (len(nets) - 1) * rows * size(stack) * size(outputs)

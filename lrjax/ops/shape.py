@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lrjax.errors import ShapeError, message
@@ -156,11 +157,7 @@ def _slice(net: Network, axis: int, start: Any, size: int, dynamic: bool) -> Net
         return cut(net, labels[0], start, size)
     if size == 1:  # one row: one index in every label
         at = jnp.clip(start, 0, total - 1) if dynamic else start
-        index = (
-            jnp.unravel_index(at, [sizes[k] for k in labels])
-            if dynamic
-            else _unravel(at, [sizes[k] for k in labels])
-        )
+        index = (jnp if dynamic else np).unravel_index(at, [sizes[k] for k in labels])
         for label, i in zip(labels, index, strict=True):
             net = cut(net, label, i, 1)
         return net
@@ -173,14 +170,6 @@ def _slice(net: Network, axis: int, start: Any, size: int, dynamic: bool) -> Net
         net = cut(net, labels[0], first, 1)
         return _slice(net, axis, start - first * inner, size, False)
     raise Unsupported("slice through a merged dimension")
-
-
-def _unravel(index: int, sizes: list[int]) -> list[int]:
-    out = []
-    for n in reversed(sizes):
-        index, i = divmod(index, n)
-        out.append(i)
-    return out[::-1]
 
 
 def split(w: Any, sizes: Sequence[int], axis: int = 0) -> list[Any]:

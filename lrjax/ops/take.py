@@ -1,9 +1,11 @@
 """Lookup of rows (an embedding) without the table."""
 
+import functools
+import operator
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from lrjax.formats.contract import contract
 from lrjax.formats.lazy import LazyArray, as_lazy
@@ -12,9 +14,7 @@ from lrjax.formats.network import Network, Unsupported
 Mode = Literal["fill", "clip", "wrap", "promise_in_bounds"]
 
 
-def take(
-    w: Any, indices: Int[Array, "..."], axis: int = 0, mode: Mode = "fill", lazy: bool = False
-) -> Any:
+def take(w: Any, indices: Any, axis: int = 0, mode: Mode = "fill", lazy: bool = False) -> Any:
     """`jnp.take(w, indices, axis, mode=mode)`.
 
     Args:
@@ -45,7 +45,7 @@ def take(
     if lazy:
         nets = tuple(net if valid is None else _mask(net, valid, axis) for net, _ in looked)
         return LazyArray(nets, None, w.name)
-    y = sum(_finish(net, active) for net, active in looked).astype(w.dtype)
+    y = functools.reduce(operator.add, (_finish(*pair) for pair in looked)).astype(w.dtype)
     if valid is None:
         return y
     # Masking the result, not the index, keeps NaN out of the factors' gradients.
@@ -80,7 +80,7 @@ def _lookup(net: Network, index: Array, axis: int) -> tuple[Network, list[bool]]
     rows = tuple(range(first, first + index.ndim))
     operands, labels, active = [], [], []
     for x, ls in zip(net.operands, net.labels, strict=True):
-        here = [(ls.index(k), i) for k, i in zip(group, at) if k in ls]
+        here = [(ls.index(k), i) for k, i in zip(group, at, strict=bool(group)) if k in ls]
         if here:
             rest = [d for d in range(x.ndim) if d not in [d for d, _ in here]]
             x = x.transpose([*(d for d, _ in here), *rest])
