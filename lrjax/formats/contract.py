@@ -180,28 +180,27 @@ def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], size
 def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype):
     """Contract two labelled arrays, summing the labels that are not in `keep`."""
     (x, la), (y, lb) = a, b
-    x, la = _presum(x, la, keep | set(lb))
-    y, lb = _presum(y, lb, keep | set(la))
-    a, b = x.astype(dtype), y.astype(dtype)
+    x, la = _presum(x.astype(dtype), la, keep | set(lb))
+    y, lb = _presum(y.astype(dtype), lb, keep | set(la))
     both = [k for k in la if k in lb]
     summed = [k for k in both if k not in keep]
     if not summed:  # a scaling or an outer product keeps the layout of the activation
         ls = la + tuple(k for k in lb if k not in la)
-        y = _aligned(a, la, ls) * _aligned(b, lb, ls)
-        return (y if out_dtype is None else y.astype(out_dtype)), ls
+        z = _aligned(x, la, ls) * _aligned(y, lb, ls)
+        return (z if out_dtype is None else z.astype(out_dtype)), ls
     batch = [k for k in both if k in keep]
     ls = (*batch, *(k for k in la if k not in both), *(k for k in lb if k not in both))
     axes = lambda of, which: tuple(of.index(k) for k in which)
     dims = ((axes(la, summed), axes(lb, summed)), (axes(la, batch), axes(lb, batch)))
-    y = lax.dot_general(
-        a,
-        b,
+    z = lax.dot_general(
+        x,
+        y,
         dims,
         precision=precision,
         preferred_element_type=out_dtype,
-        out_sharding=_out_sharding(a, la, b, lb, summed, ls),
+        out_sharding=_out_sharding(x, la, y, lb, summed, ls),
     )
-    return y, ls
+    return z, ls
 
 
 def _presum(x: Array, ls: tuple[int, ...], keep: set[int]):
