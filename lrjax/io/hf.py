@@ -223,7 +223,7 @@ def _indexed(folder: Path) -> dict[str, Entry]:
     index = folder / INDEX
     try:
         where = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(where.values()))
+        shards = sorted({os.fspath(shard) for shard in where.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
         _fail(
             str(index), f"{type(cause).__name__}: {cause}", "a JSON object with a weight_map", cause

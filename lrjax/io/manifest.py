@@ -123,25 +123,20 @@ def check(folder: Path, manifest: Manifest) -> None:
     Raises:
         ArtefactError: names the file and tensor, what was expected and what was found.
     """
-    _check_presence(folder, manifest["files"])
     kept = Storage(manifest["storage"])
+    _check_presence(folder, manifest["files"])
+    if kept is Storage.ORBAX:  # many small files, opened only once they are known to be whole
+        _check_files(folder, manifest, None)
+        _check_header(folder, manifest["tensors"], storage.header(folder, kept), kept)
+        return
     damage: ArtefactError | None = None
-    try:
+    try:  # a safetensors header says which tensor is missing or odd, a digest only that one is
         _check_header(folder, manifest["tensors"], storage.header(folder, kept), kept)
     except ArtefactError as cause:
         if cause.__cause__ is None:
             raise
-        damage = cause  # the storage could not be read: the file's size and digest say more
-    for name, said in manifest["files"].items():
-        size = (folder / name).stat().st_size
-        if size != said["bytes"]:
-            todo = "The file was cut short or replaced: use another copy."
-            _fail(folder / name, f"{size} bytes", f"{said['bytes']} bytes", todo, damage)
-        found = digest.of_file(folder / name)
-        if found != said["sha256"]:
-            where = f"{folder / name}{_culprit(folder, manifest, kept)}"
-            todo = "The file was changed: use another copy."
-            _fail(where, f"sha256 {found}", said["sha256"], todo, damage)
+        damage = cause  # it could not be read: the file's size and digest say more
+    _check_files(folder, manifest, damage)
     if damage is not None:
         raise damage
 
@@ -152,6 +147,24 @@ def _check_presence(folder: Path, files: Mapping[str, Json]) -> None:
             _fail(folder / NAME, f"a file {name!r}", "a name inside the folder", "Do not load it.")
         if not (folder / name).is_file():
             _fail(folder / name, "no such file", "the file the manifest lists", "Use another copy.")
+    tensors = folder / storage.ORBAX_FOLDER
+    for name in digest.files_in(tensors) if tensors.is_dir() else ():
+        if f"{tensors.name}/{name}" not in files:
+            _fail(tensors / name, "a file", "only files the manifest lists", "Use another copy.")
+
+
+def _check_files(folder: Path, manifest: Manifest, damage: ArtefactError | None) -> None:
+    for name, said in manifest["files"].items():
+        size = (folder / name).stat().st_size
+        if size != said["bytes"]:
+            where = f"{folder / name}{_culprit(folder, manifest)}"
+            todo = "The file was cut short or replaced: use another copy."
+            _fail(where, f"{size} bytes", f"{said['bytes']} bytes", todo, damage)
+        found = digest.of_file(folder / name)
+        if found != said["sha256"]:
+            where = f"{folder / name}{_culprit(folder, manifest)}"
+            todo = "The file was changed: use another copy."
+            _fail(where, f"sha256 {found}", said["sha256"], todo, damage)
 
 
 def _check_header(
@@ -179,14 +192,16 @@ def _check_header(
             )
 
 
-def _culprit(folder: Path, manifest: Manifest, kept: Storage) -> str:
-    """Which tensors differ, as text for a path; empty when that cannot be told."""
+def _culprit(folder: Path, manifest: Manifest) -> str:
+    """Which tensors of a safetensors file differ, as text for a path; else empty."""
+    if Storage(manifest["storage"]) is not Storage.SAFETENSORS:
+        return ""
     try:
-        tensors = storage.read(folder, kept)
+        tensors = storage.read(folder, Storage.SAFETENSORS)
         wrong = [
             name
             for name, said in manifest["tensors"].items()
-            if name in tensors and digest.of_array(np.asarray(tensors[name])) != said["sha256"]
+            if digest.of_array(tensors[name]) != said["sha256"]
         ]
     except ArtefactError:
         return ""
