@@ -44,7 +44,7 @@ class Moments:
     """Second moment of a vector z [*S, d] over `count` tokens, normalised: second = E[z z'].
 
     Attributes:
-        count: tokens, or their total weight.
+        count: tokens, or their total weight, for each stack entry, [*S] or [].
         mean: E[z] [*S, d]; None where it was not kept.
         second: E[z z'] [*S, d, d], or its diagonal [*S, d] if `diagonal`.
         diagonal: only the diagonal is stored (looked-up rows: the tokens' frequencies).
@@ -86,12 +86,14 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
     Normalised means are merged, never sums, so float32 stays accurate over any number of tokens.
     """
-    share = b.count / jnp.maximum(a.count + b.count, jnp.finfo(jnp.float32).tiny)
-    mean = None
-    if a.mean is not None and b.mean is not None:
-        mean = a.mean + share * (b.mean - a.mean)
-    second = a.second + share * (b.second - a.second)
-    return Moments(a.count + b.count, mean, second, a.diagonal)
+    total = a.count + b.count
+    share = b.count / jnp.where(total > 0, total, 1.0)
+
+    def mix(x: Array, y: Array) -> Array:
+        return x + jnp.reshape(share, share.shape + (1,) * (x.ndim - share.ndim)) * (y - x)
+
+    mean = None if a.mean is None or b.mean is None else mix(a.mean, b.mean)
+    return Moments(total, mean, mix(a.second, b.second), a.diagonal)
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +132,7 @@ class Metric:
         return _array(self.rows), _array(self.cols)
 
     def broadcast(self, stack: tuple[int, ...]) -> "Metric":
-        """The metric with every side spread to the stack axes `stack`, which may share statistics."""
+        """The metric with every side spread to the stack axes `stack`, shared or not."""
 
         def spread(x: Array | None, trailing: int) -> Array | None:
             return (
@@ -239,7 +241,7 @@ class TwoSided(Kind):
     shrink_cols: float = 0.0
 
     def bind(self, stats, shape, *, path="weight"):
-        """A on the rows, G on the cols; raises StatsError where one is missing or of another size."""
+        """A on the rows, G on the cols; raises StatsError where one is missing or misfits."""
         rows = _moments(stats, "rows", shape[0], path)
         cols = _moments(stats, "cols", shape[1], path)
         center = self.center and _bias(stats)
@@ -251,10 +253,13 @@ class TwoSided(Kind):
 
 
 def default_kind(stats: WeightStats | None) -> Kind:
-    """The kind that uses all a weight's statistics: TwoSided, else Input, else Frobenius."""
+    """The kind that uses all a weight's statistics: TwoSided, else Input, else Frobenius.
+
+    Centred, for it costs nothing and helps; a weight without a bias is not centred all the same.
+    """
     if stats is None or stats.rows is None:
         return Frobenius()
-    return Input() if stats.cols is None else TwoSided()
+    return Input(center=True) if stats.cols is None else TwoSided(center=True)
 
 
 def kind_from_json(data: dict[str, Any]) -> Kind:

@@ -169,8 +169,8 @@ def test_unknown_kind_is_named():
 def test_default_kind_uses_all_there_is(rng):
     _, rows = moments(rng, M, 10)
     assert default_kind(None) == Frobenius()
-    assert default_kind(WeightStats(rows)) == Input()
-    assert default_kind(WeightStats(rows, rows)) == TwoSided()
+    assert default_kind(WeightStats(rows)) == Input(center=True)
+    assert default_kind(WeightStats(rows, rows)) == TwoSided(center=True)
 
 
 def test_metrics_pass_through_jit_and_vmap(rng):
