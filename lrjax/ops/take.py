@@ -1,7 +1,9 @@
 """Lookup of rows (an embedding) without the table."""
 
 import functools
+import itertools
 import operator
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -25,27 +27,31 @@ def take(w: Any, indices: Any, axis: int = 0, mode: Mode = "fill", lazy: bool = 
       lazy: keep the result lazy, as for a stack of layers or experts.
 
     Raises:
-      Unsupported: the lookup is along the cut of a concatenation, or through a block label.
+      Unsupported: the lookup is through a block label, or is to stay lazy along a concatenation
+        of parts that are factored differently.
     """
     w = as_lazy(w)
     indices = jnp.asarray(indices)
     if not isinstance(w, LazyArray):
         return jnp.take(w, indices, axis=axis, mode=mode)
     axis = axis % w.ndim
-    if w.axis is not None:
-        if w.axis == axis:
-            raise Unsupported("lookup along a concatenation")
+    if w.axis is not None and w.axis != axis:
         parts = [take(part, indices, axis, mode, lazy=True) for part in w.terms]
         cut = w.axis if w.axis < axis else w.axis - 1 + indices.ndim
         y = LazyArray(tuple(parts), cut, w.name)
         return y if lazy else y.dense()
     n = w.shape[axis]
     index, valid = _in_range(indices, n, mode)
-    looked = [_lookup(net, index, axis) for net in w.terms]
+    if w.axis is None:
+        looked = [_lookup(net, index, axis) for net in w.terms]
+    else:
+        looked = _across(w, index, axis)
+    if lazy and not isinstance(looked, list):
+        raise Unsupported("lazy lookup along a concatenation of differently factored parts")
     if lazy:
         nets = tuple(net if valid is None else _mask(net, valid, axis) for net, _ in looked)
         return LazyArray(nets, None, w.name)
-    y = functools.reduce(operator.add, (_finish(*pair) for pair in looked)).astype(w.dtype)
+    y = (_sum(looked) if isinstance(looked, list) else looked).astype(w.dtype)
     if valid is None:
         return y
     # Masking the result, not the index, keeps NaN out of the factors' gradients.
@@ -69,10 +75,15 @@ def _in_range(indices: Array, n: int, mode: Mode) -> tuple[Array, Array | None]:
     return jnp.clip(indices, 0, top), (indices >= 0) & (indices < n)
 
 
-def _lookup(net: Network, index: Array, axis: int) -> tuple[Network, list[bool]]:
-    """The network of the rows, and which operands were indexed."""
+def _lookup(
+    net: Network, index: Array, axis: int, *, every: bool = False
+) -> tuple[Network, list[bool]]:
+    """The network of the rows, and which operands were indexed.
+
+    Those are the operands that vary along the dimension, or every one that has a label of it.
+    """
     sizes = net.sizes
-    group = [k for k in net.dims[axis] if sizes[k] != 1]
+    group = [k for k in net.dims[axis] if sizes[k] != 1 or every]
     if any(k in other for d, other in enumerate(net.dims) if d != axis for k in group):
         raise Unsupported("lookup through a block label")
     at = jnp.unravel_index(index, [sizes[k] for k in group]) if len(group) > 1 else (index,)
@@ -95,6 +106,53 @@ def _lookup(net: Network, index: Array, axis: int) -> tuple[Network, list[bool]]
         active.append(True)
     dims = (*net.dims[:axis], *((k,) for k in rows), *net.dims[axis + 1 :])
     return Network(tuple(operands), tuple(labels), dims), active
+
+
+def _across(w: LazyArray, index: Array, axis: int) -> list[tuple[Network, list[bool]]] | Array:
+    """Lookup along a concatenation: the rows' networks, or the rows where there are none.
+
+    Parts that differ in nothing but the factors along the lookup (the runs of a padded table) are
+    selected factor by factor, and contracted once.
+    """
+    sizes = [part.shape[axis] for part in w.terms]
+    starts = list(itertools.accumulate(sizes, initial=0))[:-1]
+    which = jnp.searchsorted(jnp.asarray(starts[1:]), index, side="right")
+    places = [jnp.clip(index - low, 0, n - 1) for low, n in zip(starts, sizes, strict=True)]
+
+    def select(xs: Sequence[Array], at: int) -> Array:
+        y = xs[0]
+        for j, x in enumerate(xs[1:], 1):
+            here = which == j
+            y = jnp.where(
+                here.reshape((1,) * at + here.shape + (1,) * (y.ndim - at - here.ndim)), x, y
+            )
+        return y
+
+    if any(part.axis is not None for part in w.terms):
+        return select([take(p, i, axis) for p, i in zip(w.terms, places, strict=True)], axis)
+    looked = [
+        [_lookup(net, i, axis, every=True) for net in part.terms]
+        for part, i in zip(w.terms, places, strict=True)
+    ]
+    if len({tuple(_form(*pair) for pair in nets) for nets in looked}) > 1:
+        return select([_sum(nets) for nets in looked], axis)
+    rows = []
+    for nets in zip(*looked, strict=True):
+        first, active = nets[0]
+        columns = zip(*(net.operands for net, _ in nets), strict=True)
+        operands = (select(xs, 0) if a else xs[0] for xs, a in zip(columns, active, strict=True))
+        rows.append((Network(tuple(operands), first.labels, first.dims), active))
+    return rows
+
+
+def _form(net: Network, active: list[bool]) -> tuple[Any, ...]:
+    """Equal for networks that differ in nothing but the values of their indexed operands."""
+    rest = (x.shape if a else id(x) for x, a in zip(net.operands, active, strict=True))
+    return (net.labels, net.dims, *rest)
+
+
+def _sum(looked: Sequence[tuple[Network, list[bool]]]) -> Array:
+    return functools.reduce(operator.add, (_finish(*pair) for pair in looked))
 
 
 def _finish(net: Network, active: list[bool]) -> Array:
