@@ -89,3 +89,18 @@ def source(eqns: Sequence[Any]) -> str:
 def is_abstract(x: Any) -> bool:
     """Whether x is a shape only."""
     return isinstance(x, jax.ShapeDtypeStruct)
+
+
+def is_integer(dtype: Any) -> bool:
+    """Whether an index may have this dtype."""
+    return jax.numpy.issubdtype(dtype, jax.numpy.integer)
+
+
+def frozen(params: dict[str, Any]) -> Any:
+    """Parameters of an equation as a hashable value, or None."""
+    key = tuple(sorted(params.items()))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key

@@ -100,7 +100,15 @@ def _rows(weight: WeightUse) -> list[tuple[str, ...]]:
     rows = []
     for use in weight.uses:
         dims = (" ".join(map(str, d)) or "-" for d in (use.rows, use.cols, use.stack))
-        rows.append((use.kind.value, *dims, use.tap or "-", weight.bias or "-", use.source))
+        rows.append(
+            (
+                use.kind.value,
+                *dims,
+                use.tap or "-",
+                weight.bias or "-",
+                use.source.rpartition("/")[2],
+            )
+        )
     rows = list(dict.fromkeys(rows)) or [("unused",) + ("-",) * 6]
     return [((weight.path, shape) if k == 0 else ("", "")) + row for k, row in enumerate(rows)]
 
