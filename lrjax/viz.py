@@ -97,8 +97,10 @@ def kept(
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         size = (2.2 + 0.62 * width, 0.9 + 0.36 * len(groups))
         figure = figure or Figure(figsize=size, layout="constrained")
+        if not shares:
+            return figure
         ax = figure.add_subplot()
-        top = max(1.0, float(np.nanmax(grid, initial=0)))
+        top = max(1.0, float(np.nanmax(grid)))
         image = ax.imshow(grid, cmap=_colors(), vmin=0, vmax=top, aspect="auto")
         for row, paths in enumerate(groups.values()):
             for column, path in enumerate(paths):

@@ -3,7 +3,7 @@
 from lrjax.zoo.bert import Bert, BertConfig
 from lrjax.zoo.layers import Dense, Embed, FactorModule, LayerNorm
 from lrjax.zoo.load import load, save
-from lrjax.zoo.sentences import mean_pool, unit
+from lrjax.zoo.sentences import mean_pool, sentence_embedder, unit
 
 __all__ = [
     "Bert",
@@ -15,5 +15,6 @@ __all__ = [
     "load",
     "mean_pool",
     "save",
+    "sentence_embedder",
     "unit",
 ]

@@ -1,5 +1,8 @@
 """Sentence embeddings from an encoder's hidden states (Sentence-BERT, arXiv:1908.10084)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -18,3 +21,20 @@ def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """Unit length, x / |x|; zero stays zero, with a zero gradient."""
     square = jnp.square(x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1))
+
+
+def sentence_embedder(model: Any) -> Callable[[Any, Any, Any], Array]:
+    """The pure function ``embed(params, input_ids, attention_mask) -> [texts, d]`` of an encoder.
+
+    The mean of the last hidden states, at unit length, so that inner products are cosines.
+    """
+
+    def embed(
+        params: Any,
+        input_ids: Int[Array, "texts length"],
+        attention_mask: Int[Array, "texts length"],
+    ) -> Float[Array, "texts d"]:
+        hidden = model.apply({"params": params}, input_ids, attention_mask)
+        return unit(mean_pool(hidden, attention_mask))
+
+    return embed

@@ -1,0 +1,33 @@
+"""Batches have few shapes, hold every text once, and lead back to the order of the texts."""
+
+import numpy as np
+import pytest
+
+from lrjax.demo.encode import LENGTHS, TOKENS, Tokenizer, batches, encode
+from lrjax.errors import CheckpointError
+
+RNG = np.random.default_rng(0)
+TEXTS = [list(RNG.integers(1, 99, n)) for n in RNG.integers(1, LENGTHS[-1] + 1, 301)]
+
+
+def test_every_text_is_in_one_batch_and_padding_is_masked():
+    found = list(batches(TEXTS))
+    assert sorted(i for b in found for i in b.positions) == list(range(len(TEXTS)))
+    assert {b.ids.shape for b in found} == {(TOKENS // n, n) for n in LENGTHS}
+    for b in found:
+        for row, i in enumerate(b.positions):
+            assert list(b.ids[row][b.mask[row] > 0]) == TEXTS[i]
+        assert b.mask.sum() == sum(len(TEXTS[i]) for i in b.positions)
+
+
+def test_encode_gives_the_rows_in_the_order_of_the_texts():
+    calls = []
+    sums = lambda params, ids, mask: params * np.stack([(ids * mask).sum(1), mask.sum(1)], 1)
+    rows = encode(sums, 2, batches(TEXTS), len(TEXTS), lambda: calls.append(1))
+    np.testing.assert_array_equal(rows, [[2 * sum(t), 2 * len(t)] for t in TEXTS])
+    assert len(calls) == len(list(batches(TEXTS)))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        Tokenizer(tmp_path)
