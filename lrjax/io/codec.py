@@ -128,7 +128,7 @@ class _Encoder:
         raise _cannot(path, f"keys of type {' and '.join(kinds)}", "Use text or integers as keys.")
 
     def tensor(self, x: Any, path: str, top: bool) -> str:
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             raise _cannot(path, "a typed random key", "Save jax.random.key_data(key) in its place.")
         if x.dtype == object:
             raise _cannot(path, "an array of Python objects", "Save numbers.")

@@ -16,7 +16,7 @@ def of_file(path: Path) -> str:
 def of_array(x: np.ndarray) -> str:
     """Digest of the elements of an array in row-major order, whatever its strides."""
     flat = np.asarray(x, order="C").reshape(-1)
-    return hashlib.sha256(flat.view(np.uint8)).hexdigest()
+    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
 
 
 def of_path(path: Path) -> str:

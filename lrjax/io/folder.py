@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -102,13 +102,13 @@ def _tensors(folder: Path, said: Manifest) -> Mapping[str, jax.Array | np.ndarra
     tensors = {}
     for name, entry in said["tensors"].items():
         if name in stored:
-            tensors[name] = _on_device(stored[name])
+            tensors[name] = on_device(stored[name])
         else:  # orbax keeps no arrays without elements
-            tensors[name] = _on_device(np.zeros(entry["shape"], jnp.dtype(entry["dtype"])))
+            tensors[name] = on_device(np.zeros(entry["shape"], jnp.dtype(entry["dtype"])))
     return tensors
 
 
-def _on_device(x: np.ndarray) -> jax.Array | np.ndarray:
+def on_device(x: np.ndarray) -> jax.Array | np.ndarray:
     """A JAX array, unless JAX would narrow it: 64 bits stay a NumPy array while x64 is off."""
     return jnp.asarray(x) if jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype else x
 
@@ -162,5 +162,5 @@ def _refuse_names(extras: list[Path]) -> None:
         names.add(extra.name)
 
 
-def _fail(path: str, got: str, expected: str) -> None:
+def _fail(path: str, got: str, expected: str) -> NoReturn:
     raise ArtefactError(message(path=path, got=got, expected=expected, todo="Save it again."))
