@@ -14,11 +14,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, MUTED, FAINT, ACCENT = "#22303c", "#7b8794", "#e4e7eb", "#d1495b"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -70,6 +71,10 @@ def spectra(
                     dot = {"ms": 4.5, "mfc": color, "mec": "white", "mew": 0.8, "zorder": 3}
                     ax.plot(rank, values[min(rank, values.size) - 1], "o", **dot)
             ax.set_title(_short(kind, groups))
+            if len(paths) > 1 and ax is next(a for a in axes if len(a.lines) > 1):
+                ends = [line for line in ax.lines if len(line.get_xdata()) > 1]  # pyright: ignore
+                names = ["first layer", "last layer"]
+                ax.legend([ends[0], ends[-1]], names, frameon=False, fontsize=7, loc="upper right")
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             ax.set_xlim(left=0)
         for ax in axes[-columns:]:
@@ -94,12 +99,13 @@ def kept(
     grid = np.full((len(groups), width), np.nan)
     for row, paths in enumerate(groups.values()):
         grid[row, : len(paths)] = [shares[path] for path in paths]
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
+    with mpl.rc_context(STYLE):
         size = (2.2 + 0.62 * width, 0.9 + 0.36 * len(groups))
         figure = figure or Figure(figsize=size, layout="constrained")
         if not shares:
             return figure
         ax = figure.add_subplot()
+        ax.grid(visible=False)
         top = max(1.0, float(np.nanmax(grid)))
         image = ax.imshow(grid, cmap=_colors(), vmin=0, vmax=top, aspect="auto")
         for row, paths in enumerate(groups.values()):
@@ -130,9 +136,10 @@ def sizes(
     groups = _groups(before)
     total = lambda of, kind: sum(float(of[path]) for path in groups[kind]) / 1e6
     kinds = sorted(groups, key=lambda kind: total(before, kind))
-    with mpl.rc_context(STYLE | {"axes.grid.axis": "x"}):
+    with mpl.rc_context(STYLE):
         figure = figure or Figure(figsize=(5.6, 0.8 + 0.34 * len(kinds)), layout="constrained")
         ax = figure.add_subplot()
+        ax.grid(visible=False, axis="y")
         rows = np.arange(len(kinds))
         dense, now = ([total(of, kind) for kind in kinds] for of in (before, after))
         ax.barh(rows, dense, color=FAINT, height=0.68)
@@ -155,10 +162,11 @@ def bars(
     figure: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:
     """A few named numbers to compare; the last one, yours, in colour."""
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
+    with mpl.rc_context(STYLE):
         size = (2.4, 0.7 + 0.34 * len(values))
         figure = figure or Figure(figsize=size, layout="constrained")
         ax = figure.add_subplot()
+        ax.grid(visible=False)
         names = list(values)[::-1]
         colors = [ACCENT if k == 0 else "#b8c2cc" for k in range(len(names))]
         ax.barh(names, [values[name] for name in names], color=colors, height=0.62)
@@ -185,16 +193,17 @@ def _short(kind: str, kinds: Mapping[str, Any]) -> str:
     ends = ("/kernel", "/embedding", "/weight")
     bare = {k: k.removesuffix(next((e for e in ends if k.endswith(e)), "")) for k in kinds}
     parts = bare[kind].split("/")
-    for n in range(1, len(parts) + 1):
+    named = len(parts) > 1 and "*" not in parts[-2]  # "mlp/up" says more than "up"
+    for n in range(1 + named, len(parts) + 1):
         tail = "/".join(parts[-n:])
-        if "*" not in parts[-n] and sum(("/" + b).endswith("/" + tail) for b in bare.values()) == 1:
+        if "*" not in parts[-n] and sum(f"/{b}".endswith(f"/{tail}") for b in bare.values()) == 1:
             return tail
-    return kind
+    return bare[kind]
 
 
-def _colors() -> mpl.colors.Colormap:
+def _colors() -> LinearSegmentedColormap:
     stops = ("#eef3f5", "#a9cfd4", "#4f9da6", "#1f6478", "#173f5f")
-    return mpl.colors.LinearSegmentedColormap.from_list("kept", stops)
+    return LinearSegmentedColormap.from_list("kept", stops)
 
 
 def _depths(n: int) -> Sequence[Any]:

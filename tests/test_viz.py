@@ -25,7 +25,7 @@ def texts(figure):
 def test_spectra_draw_one_panel_a_kind_one_line_a_weight_and_a_dot_a_rank():
     ranks = dict.fromkeys(PATHS, 3) | {"embed/embedding": None}
     figure = viz.spectra(CURVES, ranks)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["query", "up", "embed"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["attention/query", "mlp/up", "embed"]
     assert [len(ax.lines) for ax in figure.axes] == [8, 8, 1]
     np.testing.assert_allclose(figure.axes[0].lines[1].get_xydata(), [[3, np.exp(-2)]])
 

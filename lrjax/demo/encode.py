@@ -4,6 +4,7 @@ Texts are sorted into buckets by length, and every batch of a bucket has one sha
 compiles once a bucket. All batches hold about the same number of tokens.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ class Batch:
 
 
 class Tokenizer:
-    """The ``tokenizer.json`` of a checkpoint folder, cutting texts at the longest bucket.
+    """The ``tokenizer.json`` of a checkpoint folder.
+
+    Texts are cut at the longest bucket, or at the positions that ``config.json`` beside it allows.
 
     Raises:
         CheckpointError: the folder has no readable ``tokenizer.json``.
@@ -57,17 +60,25 @@ class Tokenizer:
                 )
             ) from reason
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(LENGTHS[-1])
+        self._tokenizer.enable_truncation(min(LENGTHS[-1], _positions(Path(folder))))
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, special tokens included."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
 
+def _positions(folder: Path) -> int:
+    """How many tokens the model beside the tokenizer takes, if it says so."""
+    try:
+        return int(json.loads((folder / "config.json").read_text())["max_position_embeddings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return LENGTHS[-1]
+
+
 def batches(tokens: Sequence[Sequence[int]]) -> Iterator[Batch]:
-    """Cuts tokenised texts into batches, the shortest bucket first."""
-    shorter = 0
-    for length in LENGTHS:
+    """Cuts tokenised texts into batches, the shortest first; none is longer than its texts."""
+    shorter, longest = -1, max(map(len, tokens), default=1) or 1
+    for length in sorted({min(length, longest) for length in LENGTHS}):
         rows = TOKENS // length
         bucket = [i for i, ids in enumerate(tokens) if shorter < len(ids) <= length]
         for start in range(0, len(bucket), rows):

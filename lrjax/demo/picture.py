@@ -23,21 +23,27 @@ def draw(path: Path, params: Any, stats: Stats, plan: Plan, rows: tuple[Row, ...
     curves = {name: values / np.max(values) for name, values in spectra(bounds).items()}
     ranks: dict[str, Any] = {e.path: getattr(e.spec, "rank", None) for e in plan.factored}
     figure = Figure(figsize=(11.6, 8.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1), hspace=0.06)
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1), hspace=0.06)
+    top, bottom = halves
     viz.spectra(curves, ranks, figure=top)
     top.suptitle(
         "Singular values of each weight, as its calibration inputs and output gradients "
         "weigh them; dots mark the ranks chosen",
         x=0.01,
+        color=viz.INK,
         ha="left",
         fontsize=11,
     )
     left, right = bottom.subfigures(1, 2, width_ratios=(1.9, 1))
     viz.kept({e.path: e.keep for e in plan.factored}, ranks, figure=left)
     left.suptitle(
-        "Rank (written) and share of parameters kept (colour)", x=0.02, ha="left", fontsize=11
+        "Rank (written) and share of parameters kept (colour)",
+        x=0.02,
+        color=viz.INK,
+        ha="left",
+        fontsize=11,
     )
-    cells = right.subfigures(2, 1)
+    cells: Any = right.subfigures(2, 1)
     viz.bars({r.name: r.cosine for r in rows}, title="cosine to the dense model", figure=cells[0])
     viz.bars(
         {r.name: r.bytes / 1e6 for r in rows},

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from lrjax import ops, trees
 from lrjax.errors import CheckpointError, message
@@ -51,7 +51,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
             todo="Load a model of the zoo, or bring your own: lrjax.lift runs any JAX function.",
         )
     file = hf.read(folder)
-    model = READERS[kind](config, file)
+    model = READERS[str(kind)](config, file)
     shapes = shapes_of(model)
     names = _names(folder, file, tuple(model.layout()))
     for tensor, name in names.items():
@@ -99,7 +99,7 @@ def save(
 def shapes_of(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a zoo model's parameters by path, nothing computed."""
     init = lambda: model.init(jax.random.key(0), *model.example())
-    return flatten_dict(meta.unbox(jax.eval_shape(init))["params"], sep="/")
+    return trees.flatten(meta.unbox(jax.eval_shape(init))["params"])[0]
 
 
 def _config(folder: Path) -> dict[str, Any]:

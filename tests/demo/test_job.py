@@ -1,10 +1,10 @@
 """The whole job on a random little encoder: rows, artefact and picture, and nothing overwritten."""
 
+import email
 import json
 import string
 from pathlib import Path
 
-import email
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,8 +12,7 @@ import tokenizers
 from rich.console import Console
 
 from lrjax import demo, zoo
-from lrjax.demo import corpus, weights
-from lrjax.demo import run as job
+from lrjax.demo import corpus, job, weights
 from lrjax.errors import ArtefactError, BudgetError
 from lrjax.formats import is_factored
 from lrjax.io import artefact
