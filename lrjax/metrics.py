@@ -44,7 +44,7 @@ class Moments:
     """Second moment of a vector z [*S, d] over `count` tokens, normalised: second = E[z z'].
 
     Attributes:
-        count: tokens, or their total weight, for each stack entry, [*S] or [].
+        count: number of tokens, for each stack entry, [*S] or [].
         mean: E[z] [*S, d]; None where it was not kept.
         second: E[z z'] [*S, d, d], or its diagonal [*S, d] if `diagonal`.
         diagonal: only the diagonal is stored (looked-up rows: the tokens' frequencies).

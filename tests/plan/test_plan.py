@@ -267,7 +267,7 @@ class TestMistakes:
 
     def test_weights_that_are_factored_already(self):
         w = LowRank(jnp.ones((4, 2)), jnp.ones((2, 5)))
-        with pytest.raises(ShapeError, match="w: .*factored already"):
+        with pytest.raises(ShapeError, match=r"w: .*factored already"):
             plan({"w": w}, {"w": SVD()}, budget=Budget(keep=0.5))
 
     @pytest.mark.parametrize("tile", [0, 1.5, True])

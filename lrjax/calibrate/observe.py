@@ -1,0 +1,130 @@
+"""The pure step of calibration: what one batch shows of every weight."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lrjax.calibrate.reduce import Reducer, mask_outputs, normalise
+from lrjax.calibrate.stats import Stats
+from lrjax.errors import StatsError, message
+from lrjax.lift.taps import Tapped
+
+Batch = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """Random cotangents of the outputs: gradients where the loss has none at the dense model.
+
+    With r of mean zero and unit covariance, E[(J'r)(J'r)'] = J'J, the Gauss-Newton matrix of
+    |f(W) - f(W0)|^2 / 2 (Hutchinson's estimator), for every example apart.
+
+    Attributes:
+        count: probes for each batch.
+        seed: of the random numbers.
+        law: their distribution.
+    """
+
+    count: int = 1
+    seed: int = 0
+    law: Literal["normal", "rademacher"] = "normal"
+
+    def draw(self, key: jax.Array, outputs: list[jax.Array]) -> list[jax.Array]:
+        """One cotangent for each output."""
+        keys = jax.random.split(key, len(outputs))
+        law = {"normal": jax.random.normal, "rademacher": jax.random.rademacher}[self.law]
+        return [
+            law(k, y.shape, jnp.float32).astype(y.dtype) for k, y in zip(keys, outputs, strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observer:
+    """Statistics of one batch; pure and jittable.
+
+    Attributes:
+        tapped: the function with its taps.
+        inputs: reduces activations.
+        outputs: reduces output gradients.
+        loss: mean loss of outputs and batch; None to probe the outputs.
+        probes: used where there is no loss; None for inputs alone.
+        mask: which positions of a batch are tokens, [batch, length].
+    """
+
+    tapped: Tapped
+    inputs: Reducer
+    outputs: Reducer
+    loss: Callable[[Any, Batch], jax.Array] | None
+    probes: Probes | None
+    mask: Callable[[Batch], jax.Array] | None
+
+    def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Stats:
+        """Moments of every tap over the batch's tokens."""
+        mask = None if self.mask is None else jnp.asarray(self.mask(batch), bool)
+        sums, grads, scale = self._sums(params, batch, mask, key)
+        taps = self.tapped
+        inputs = {
+            tap: normalise(sums[tap], diagonal=self.inputs.is_diagonal(taps.inputs[tap]))
+            for tap in taps.inputs
+        }
+        outputs = {
+            tap: normalise(
+                grads[tap], diagonal=self.outputs.is_diagonal(taps.outputs[tap]), scale=scale
+            )
+            for tap in taps.outputs
+        }
+        examples = jnp.float32(jax.tree.leaves(batch)[0].shape[0])
+        tokens = examples if mask is None else jnp.sum(mask, dtype=jnp.float32)
+        return Stats(inputs, outputs, tokens, taps.usage)
+
+    def _sums(self, params, batch, mask, key) -> tuple[dict, dict, Any]:
+        """Sums of inputs, sums of gradients, and the factor that makes them one example's own."""
+        seeds = self.tapped.seeds
+        if self.loss is None and self.probes is None:
+            _, sums = self.tapped(params, batch, mask=mask)
+            return sums, {}, 1.0
+
+        def forward(seeds):
+            outputs, sums = self.tapped(params, batch, seeds=seeds, mask=mask)
+            if self.loss is not None:
+                return self.loss(outputs, batch), sums
+            return [y for y in jax.tree.leaves(outputs) if _is_float(y)], sums
+
+        value, pull, sums = jax.vjp(forward, seeds, has_aux=True)
+        if self.loss is not None:
+            _check_loss(value)
+            (grads,) = pull(jnp.ones_like(value))
+            # A mean over n examples has gradients of size 1 / n.
+            examples = jax.tree.leaves(batch)[0].shape[0]
+            n = jnp.float32(examples) if mask is None else jnp.sum(mask, dtype=jnp.float32)
+            return sums, grads, n**2
+        if not value:
+            raise StatsError(
+                message(
+                    got="a function without floating outputs",
+                    expected="outputs to probe",
+                    todo="Pass a loss, or gradients=False.",
+                )
+            )
+
+        def probe(k):
+            drawn = self.probes.draw(k, value)
+            (grads,) = pull([mask_outputs(r, mask) for r in drawn])
+            return grads
+
+        each = jax.lax.map(probe, jax.random.split(key, self.probes.count))
+        return sums, jax.tree.map(lambda x: jnp.sum(x, axis=0), each), 1.0
+
+
+def _is_float(y: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(y), jnp.floating)
+
+
+def _check_loss(value: Any) -> None:
+    if jnp.shape(value) != () or not _is_float(value):
+        got = f"a loss of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}"
+        todo = "Return the mean over the batch."
+        raise StatsError(message(got=got, expected="a floating scalar", todo=todo))

@@ -1,0 +1,75 @@
+"""One batch's activations and gradients to the sums that add up, and the sums to moments."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lrjax.lift import UseKind
+from lrjax.lift.taps import Tap
+from lrjax.metrics import Moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Reducer:
+    """Sums of one tap over its tokens z: their number, sum z and sum z z'.
+
+    Attributes:
+        max_gram: vectors longer than this keep the diagonal alone.
+        mean: whether sum z is kept.
+    """
+
+    max_gram: int
+    mean: bool
+
+    def __call__(self, tap: Tap, z: Array, mask: Array | None) -> dict[str, Array]:
+        """The sums; z is [*stack, tokens, width], or [*stack, width] how often rows were read."""
+        if self.is_counts(tap):
+            return {"count": jnp.sum(z, axis=-1), "second": z}
+        z = z.astype(jnp.float32)
+        here = (
+            jnp.ones(z.shape[:-1], bool) if mask is None else jnp.broadcast_to(mask, z.shape[:-1])
+        )
+        # padding may hold anything, NaN included
+        z = jnp.where(here[..., None], z, 0.0)
+        sums = {"count": jnp.sum(here, axis=-1, dtype=jnp.float32)}
+        if self.mean:
+            sums["mean"] = jnp.sum(z, axis=-2)
+        if self.is_diagonal(tap):
+            return sums | {"second": jnp.sum(z**2, axis=-2)}
+        return sums | {"second": jnp.einsum("...td,...te->...de", z, z, precision="highest")}
+
+    def is_counts(self, tap: Tap) -> bool:
+        """Whether the tap is of rows that are read from a table, given by their counts."""
+        return self.mean and tap.kind is UseKind.LOOKUP
+
+    def is_diagonal(self, tap: Tap) -> bool:
+        """Whether the tap's second moment is its diagonal alone."""
+        return self.is_counts(tap) or tap.width > self.max_gram
+
+
+def normalise(sums: dict[str, Array], *, diagonal: bool, scale: Any = 1.0) -> Moments:
+    """Sums over tokens to means over tokens; second moments times `scale`."""
+    count = sums["count"]
+    safe = jnp.where(count > 0, count, 1.0)
+    over = lambda x: x / jnp.reshape(safe, safe.shape + (1,) * (x.ndim - safe.ndim))
+    mean = over(sums["mean"]) if "mean" in sums else None
+    return Moments(count, mean, over(sums["second"]) * scale, diagonal)
+
+
+def mask_outputs(cotangent: Float[Array, "..."], mask: Bool[Array, "batch length"] | None) -> Array:
+    """No cotangent at padding, where outputs are per token [batch, length, ...]."""
+    if mask is None or cotangent.shape[: mask.ndim] != mask.shape:
+        return cotangent
+    kept = jnp.reshape(mask, mask.shape + (1,) * (cotangent.ndim - mask.ndim))
+    return jnp.where(kept, cotangent, 0)
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether no floating leaf holds NaN or infinity."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return (
+        jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.bool_(True)
+    )

@@ -1,0 +1,145 @@
+"""What calibration found: one store for each distinct activation and each output; mergeable."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrjax.errors import StatsError, message
+from lrjax.lift import Usage, Use, WeightUse
+from lrjax.metrics import Moments, WeightStats, merge_moments
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Second moments of what every weight sees, normalised by the number of tokens.
+
+    `a + b` equals one pass over both samples; `path in stats` says whether a weight was seen.
+
+    Attributes:
+        inputs: tap -> moments of a distinct activation, shared by all weights that see it.
+        outputs: tap -> moments of the gradient at a weight's output; empty without gradients.
+        tokens: tokens of all batches (examples, without a mask).
+        usage: how each weight is used: layouts, ties, biases, taps.
+    """
+
+    inputs: Any
+    outputs: Any
+    tokens: Any
+    usage: Usage = dataclasses.field(metadata={"static": True})
+
+    def __add__(self, other: "Stats") -> "Stats":
+        """Statistics of both samples together."""
+        return merge(self, other)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.usage and bool(self._uses(path))
+
+    def of(self, path: str) -> WeightStats:
+        """What the weight at `path` saw, in its layout: inputs on the rows, gradients on the cols.
+
+        Uses of one orientation are merged by tokens. A table that is looked up and is the output
+        head too is judged by its first use.
+
+        Raises:
+            StatsError: the weight was not seen.
+        """
+        uses = self._uses(path) if path in self.usage else []
+        if not uses:
+            raise StatsError(
+                message(
+                    path=path,
+                    got="no statistics",
+                    expected="a weight that the calibrated function uses",
+                    todo=f"Seen were: {', '.join(p for p in self.usage if p in self) or 'none'}.",
+                )
+            )
+        same = [u for u in uses if (u.rows, u.cols) == (uses[0].rows, uses[0].cols)]
+        rows = [self.inputs[tap] for tap in dict.fromkeys(u.tap for u in same)]
+        outs = dict.fromkeys(u.out for u in same if u.out in self.outputs)
+        cols = [self.outputs[out] for out in outs]
+        return WeightStats(
+            functools.reduce(merge_moments, rows),
+            functools.reduce(merge_moments, cols) if cols else None,
+            self.usage[path].bias,
+        )
+
+    def psum(self, axis_name: str | tuple[str, ...]) -> "Stats":
+        """Statistics of all shards of a mapped axis together, inside `shard_map` or `pmap`."""
+        total = lambda x: jax.lax.psum(x, axis_name)
+
+        def one(m: Moments) -> Moments:
+            count = total(m.count)
+            share = m.count / jnp.where(count > 0, count, 1.0)
+            weigh = lambda x: total(
+                x * jnp.reshape(share, share.shape + (1,) * (x.ndim - share.ndim))
+            )
+            mean = None if m.mean is None else weigh(m.mean)
+            return Moments(count, mean, weigh(m.second), m.diagonal)
+
+        inputs = {tap: one(m) for tap, m in self.inputs.items()}
+        outputs = {tap: one(m) for tap, m in self.outputs.items()}
+        return Stats(inputs, outputs, total(self.tokens), self.usage)
+
+    def digest(self) -> str:
+        """SHA-256 of all values: equal for equal statistics, on every machine."""
+        sha = hashlib.sha256()
+        for name, store in (("inputs", self.inputs), ("outputs", self.outputs)):
+            for tap in sorted(store):
+                sha.update(f"{name} {tap} {jax.tree.structure(store[tap])}".encode())
+                for leaf in jax.tree.leaves(store[tap]):
+                    value = np.ascontiguousarray(leaf, np.float32)
+                    sha.update(str(value.shape).encode())
+                    sha.update(value.tobytes())
+        return sha.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sums."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def __str__(self) -> str:
+        seen = sum(path in self for path in self.usage)
+        kind = "inputs and output gradients" if self.outputs else "inputs"
+        return (
+            f"Stats of {seen} weights, {kind}: {float(self.tokens):,.0f} tokens, "
+            f"{len(self.inputs)} activations, {self.nbytes / 1e6:.1f} MB"
+        )
+
+    def _uses(self, path: str) -> list[Use]:
+        use: WeightUse = self.usage[path]
+        return [u for u in use.matrix_uses if u.tap in self.inputs]
+
+
+def merge(a: Stats, b: Stats) -> Stats:
+    """Statistics of both samples together; associative up to rounding.
+
+    Raises:
+        StatsError: they belong to different functions or were taken in different ways.
+    """
+    same = jax.tree.structure(a) == jax.tree.structure(b)
+    if not same:
+        raise StatsError(
+            message(
+                got="statistics of two different functions or calibrations",
+                expected="the same weights, taps and gradients in both",
+                todo="Calibrate both with one function and the same options.",
+            )
+        )
+    return Stats(
+        merge_stores(a.inputs, b.inputs),
+        merge_stores(a.outputs, b.outputs),
+        a.tokens + b.tokens,
+        a.usage,
+    )
+
+
+def merge_stores(a: Mapping[str, Moments], b: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Merge moments tap by tap."""
+    return {tap: merge_moments(a[tap], b[tap]) for tap in a}
