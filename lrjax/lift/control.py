@@ -5,6 +5,7 @@ scanned by its operands; what a loop hands on unchanged (constants in the carry,
 scan over modules) is taken out of the loop and handed on outside.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -192,7 +193,7 @@ def _common(values: Sequence[Any]) -> Any:
     if not all(isinstance(v, LazyArray) for v in values):
         return None
     key = lambda v: (
-        jax.tree.structure(v.lazy("?")),
+        jax.tree.structure(dataclasses.replace(v, name="?")),
         [(a.shape, a.dtype) for a in jax.tree.leaves(v)],
     )
     return values[0] if all(key(v) == key(values[0]) for v in values) else None

@@ -53,6 +53,13 @@ def live(jaxpr: Any) -> Sequence[tuple[int, Any]]:
     return kept[::-1]
 
 
+def maker(jaxpr: Any, atom: Any) -> Any:
+    """The equation that computes an atom of a jaxpr, if there is one."""
+    if isinstance(atom, Literal):
+        return None
+    return next((eqn for eqn in jaxpr.eqns if atom in eqn.outvars), None)
+
+
 def forwards(closed: Any) -> list[int | None]:
     """For each output the position of the input that it is, unchanged; else None.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal as Constant
 
@@ -18,6 +19,7 @@ from lrjax.formats.network import Unsupported
 from lrjax.lift import control, jaxprs
 from lrjax.lift.interpreter import Interpreter, Place, Step, Sums
 from lrjax.lift.rules import RULES
+from lrjax.lift.rules.registry import Context
 
 OnDense = Literal["error", "warn", "allow"]
 R = TypeVar("R")
@@ -83,7 +85,7 @@ def lift(
     return lifted
 
 
-class Lift(Interpreter):
+class Lift(Interpreter, Context):
     """Evaluation on lazy arrays."""
 
     def __init__(self, on_dense: OnDense, order: Order):
@@ -118,19 +120,42 @@ class Lift(Interpreter):
         return x.dense()
 
     def compact(self, eqn: Any, position: int, value: Any) -> Any:
-        """The operand before it was broadcast in this jaxpr, its repeated dims of size one."""
-        var = eqn.invars[position]
-        if isinstance(value, LazyArray) or isinstance(var, Constant) or not self.jaxprs:
+        """The operand before it was broadcast, its repeated dims of size one."""
+        if isinstance(value, LazyArray):
             return value
-        made = next((e for e in self.jaxprs[-1].eqns if var in e.outvars), None)
+        atom, level = self._outermost(eqn.invars[position])
+        made = jaxprs.maker(self.jaxprs[level], atom)
         if made is None or made.primitive.name != "broadcast_in_dim":
             return value
         small, where = made.invars[0], made.params["broadcast_dimensions"]
-        x = small.val if isinstance(small, Constant) else self.frames[-1][small]
-        shape = [1] * value.ndim
+        x = small.val if isinstance(small, Constant) else self.frames[level][small]
+        shape = [1] * np.ndim(value)
         for d, n in zip(where, np.shape(x), strict=True):
             shape[d] = n
-        return jax.numpy.reshape(x, shape)
+        return jnp.reshape(x, shape)
+
+    def constant(self, eqn: Any, position: int) -> Any:
+        """The operand's value if it is one number, written in the program; else None."""
+        atom, level = self._outermost(eqn.invars[position])
+        while (made := jaxprs.maker(self.jaxprs[level], atom)) is not None:
+            if made.primitive.name not in _SPREADING:
+                return None
+            atom, level = self._outermost(made.invars[0], level)
+        return atom.val if isinstance(atom, Constant) and np.ndim(atom.val) == 0 else None
+
+    def _outermost(self, atom: Any, level: int | None = None) -> tuple[Any, int]:
+        """An argument of a call, as the caller has it; with the level of its jaxpr."""
+        level = len(self.jaxprs) - 1 if level is None else level
+        while level and not isinstance(atom, Constant):
+            jaxpr, call = self.jaxprs[level], self.eqns[level - 1]
+            if call.primitive.name not in jaxprs.INLINED or atom not in jaxpr.invars:
+                break
+            atom, level = call.invars[jaxpr.invars.index(atom)], level - 1
+        return atom, level
+
+
+# Primitives that only repeat, cast or reshape a number.
+_SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "copy"})
 
 
 def _name(path: str) -> str:

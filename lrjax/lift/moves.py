@@ -51,7 +51,7 @@ def _dynamic_slice(eqn, view, starts):
 
 def _split(eqn, view, _):
     axis, start, out = eqn.params["axis"], 0, []
-    for size in eqn.params["sizes"]:
+    for size in map(int, eqn.params["sizes"]):
         out.append(views.cut(view, axis, start, size))
         start += size
     return out

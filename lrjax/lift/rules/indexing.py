@@ -1,5 +1,7 @@
 """Slices and lookups."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -91,33 +93,25 @@ def _select_n(ctx: Context, eqn: Any, which: Any, *cases: Any):
     if is_lazy(which) or len(cases) != 2:
         raise Unsupported("a choice by a factored predicate")
     which = ctx.compact(eqn, 0, which)
-    cases = [ctx.compact(eqn, 1 + j, c) for j, c in enumerate(cases)]
+    # A case that is zero everywhere adds nothing.
+    live = {j: w for j, w in enumerate(cases) if is_lazy(w) or ctx.constant(eqn, 1 + j) != 0}
     if which.size == 1:
-        which = which.reshape(()).astype(bool)
-        return (_choose(which, *cases),)
-    parts = [
-        ops.multiply(c, (which == bool(j)).astype(c.dtype)) if is_lazy(c) else c
-        for j, c in enumerate(cases)
-    ]
-    lazy = [c for c in parts if is_lazy(c)]
-    if len(lazy) == 1 and not all(c is lazy[0] or _zero(c) for c in parts):
+        return (_choose(which.reshape(()).astype(bool), live),)
+    if not all(is_lazy(w) for w in live.values()):
         raise Unsupported("a choice by element between a factored and a dense array")
-    return (lazy[0] if len(lazy) == 1 else ops.add(*lazy),)
+    parts = [ops.multiply(w, (which == bool(j)).astype(w.dtype)) for j, w in live.items()]
+    return (functools.reduce(ops.add, parts),)
 
 
-def _choose(which: Any, no: Any, yes: Any) -> Any:
+def _choose(which: Any, cases: dict[int, Any]) -> Any:
+    """One of two by a scalar: factor by factor where they are alike, else the other one times zero."""
+    no, yes = cases.get(0), cases.get(1)
     if is_lazy(no) and is_lazy(yes):
-        same = lambda x: (jax.tree.structure(x.lazy("?")), [a.shape for a in jax.tree.leaves(x)])
-        if same(no) == same(yes.lazy(no.name)):
-            yes = yes.lazy(no.name)
+        same = lambda w: (jax.tree.structure(w), [a.shape for a in jax.tree.leaves(w)])
+        yes = dataclasses.replace(yes, name=no.name)
+        if same(no) == same(yes):
             return jax.tree.map(lambda a, b: jnp.where(which, b, a), no, yes)
     # Every factor of the term not chosen is zero, so that no NaN of it gets through.
     keep = lambda w, chosen: jax.tree.map(lambda a: jnp.where(chosen, a, jnp.zeros_like(a)), w)
-    return ops.add(keep(no, ~which), keep(yes, which))
-
-
-def _zero(x: Any) -> bool:
-    try:
-        return x.size == 1 and float(x.reshape(())) == 0.0
-    except jax.errors.JAXTypeError:
-        return False
+    parts = [keep(w, which if j else ~which) for j, w in cases.items()]
+    return functools.reduce(ops.add, parts)

@@ -1,19 +1,24 @@
 """How rules are written down: one function for one or more primitives."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lrjax.formats.contract import Order
 from lrjax.formats.lazy import LazyArray
 
 
-class Context(Protocol):
-    """What a rule may ask of the interpreter."""
+class Context:
+    """What a rule may ask of the interpreter that applies it."""
 
     order: Order
 
     def compact(self, eqn: Any, position: int, value: Any) -> Any:
         """The operand before it was broadcast: its repeated dims have size one."""
+        raise NotImplementedError
+
+    def constant(self, eqn: Any, position: int) -> Any:
+        """The operand's value if it is one number, written in the program; else None."""
+        raise NotImplementedError
 
 
 Rule = Callable[..., Sequence[Any]]

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lrjax import ops
 from lrjax.formats.network import Unsupported
-from lrjax.lift.rules.registry import Context, Rules, is_lazy
+from lrjax.lift.rules.registry import Context, Rules
 
 RULES = Rules()
 
@@ -54,7 +53,7 @@ def _stack(ctx: Context, eqn: Any, *ws: Any):
 @RULES.on("split")
 def _split(ctx: Context, eqn: Any, w: Any):
     del ctx
-    return tuple(ops.split(w, eqn.params["sizes"], eqn.params["axis"]))
+    return tuple(ops.split(w, [int(n) for n in eqn.params["sizes"]], eqn.params["axis"]))
 
 
 @RULES.on("tile")
@@ -83,13 +82,12 @@ def _rev(ctx: Context, eqn: Any, w: Any):
 
 
 @RULES.on("pad")
-def _pad(ctx: Context, eqn: Any, w: Any, value: Any):
+def _pad(ctx: Context, eqn: Any, w: Any, _: Any):
     """Zeros around a dim: zeros around its label, in every operand that carries it."""
-    del ctx
     config = eqn.params["padding_config"]
-    if is_lazy(value) or not _is_zero(value):
+    if ctx.constant(eqn, 1) != 0:
         raise Unsupported("padding by another value than zero")
-    for d, (low, high, inner) in enumerate(config):
+    for d, (low, high, inner) in enumerate(tuple(map(int, edge)) for edge in config):
         if (low, high, inner) == (0, 0, 0):
             continue
         if w.axis == d:
@@ -109,10 +107,3 @@ def _pad_dim(net: Any, dim: int, config: tuple[int, int, int]) -> Any:
         )
 
     return net.map_label(labels[0], one)
-
-
-def _is_zero(x: Any) -> bool:
-    try:
-        return float(x) == 0.0
-    except (TypeError, jax.errors.JAXTypeError):
-        return False
