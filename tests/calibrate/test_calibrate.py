@@ -339,19 +339,19 @@ class TestMistakes:
 
     def test_nan_weights_are_named(self, params, rng):
         bad = params | {"k": {"kernel": params["k"]["kernel"].at[1, 1].set(jnp.nan)}}
-        with pytest.raises(StatsError, match="k/kernel.*NaN"):
+        with pytest.raises(StatsError, match=r"k/kernel.*NaN"):
             calibrate(apply, bad, inputs(rng, 4))
 
     @pytest.mark.parametrize("where", [0, 1, 2])
     def test_activations_that_are_not_finite_are_named(self, params, rng, where):
         batches = inputs(rng, 4, 4, 4)
         batches[where] = batches[where].at[2, 3].set(jnp.inf)
-        with pytest.raises(StatsError, match="q/kernel, k/kernel.*not finite"):
+        with pytest.raises(StatsError, match=r"q/kernel, k/kernel.*not finite"):
             calibrate(apply, params, batches, gradients=False)
 
     def test_later_activations_are_named_by_their_own_weight(self, params, rng):
         fn = lambda p, x: jnp.log(-jnp.abs(x @ p["q"]["kernel"])) @ p["out"]["kernel"]
-        with pytest.raises(StatsError, match="^out/kernel"):
+        with pytest.raises(StatsError, match=r"^out/kernel"):
             calibrate(fn, params, inputs(rng, 4), gradients=False)
 
     def test_a_loss_that_is_no_scalar(self, params, rng):
