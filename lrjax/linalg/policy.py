@@ -1,0 +1,88 @@
+"""Which method solves a truncated SVD: a static function of shape, rank, backend and accuracy.
+
+Every number here stands beside its reason. Figures: XLA on one AVX-512 core (200 GFLOP/s), float32,
+excess = error / optimal error - 1, the worst of the spectra j^-0.3, j^-0.5, j^-0.7.
+"""
+
+import enum
+import math
+
+from lrjax.linalg.exact import Exact
+from lrjax.linalg.gram import GramEigh
+from lrjax.linalg.krylov import Krylov
+from lrjax.linalg.randomized import Randomized
+
+Method = Exact | GramEigh | Krylov | Randomized
+
+
+class Accuracy(enum.Enum):
+    """How near the optimal truncation error a solve comes."""
+
+    DEFAULT = "default"
+    """Within 1.015 of the optimum (measured: 1.006 and better below rank 768, 1.012 above)."""
+    ACCURATE = "accurate"
+    """Within 1.005 (measured: 1.0007 and better)."""
+    EXACT = "exact"
+    """To rounding, small singular values included: the full SVD."""
+
+
+EIGH_SIZE = 512
+"""Up to this order the whole eigenproblem is solved: 0.7, 3.5, 17 ms at 128, 256, 512, near the
+launch-bound cost of a Krylov basis, exact, and one compilation serves every rank."""
+
+EIGH_SHARE = 0.6
+"""A basis of more than this share of the space costs as much as the space: at order 768, rank 192,
+a basis of 480 (0.62) takes 50 ms, the eigenproblem 49 ms and its Gram 6."""
+
+GROWTH = {Accuracy.DEFAULT: 1.75, Accuracy.ACCURATE: 2.5}
+"""Size of the Krylov basis over the rank. Excess with 8 steps at 1.5 / 1.75 / 2 / 2.5 times the
+rank: 1.5e-2 / 5.8e-3 / 2.5e-3 / 6.5e-4; with 12 steps 1.1e-2 / 3.5e-3 / 1.0e-3 / 5e-5."""
+
+STEPS = {Accuracy.DEFAULT: 8, Accuracy.ACCURATE: 12}
+"""Block steps: more steps of narrower blocks give a smaller error from the same arithmetic, until
+products become too narrow to be fast (below 16 columns) and steps too many to launch."""
+
+CACHE = 4_000_000
+"""Entries (16 MB) above which a step is bound by reading W, not by arithmetic: a product of a
+4096 x 4096 matrix with 32 columns takes as long as with 16. Half to two thirds of the steps then,
+of wider blocks: rank 64 in 8 / 6 steps 160 / 115 ms, excess 1.7e-3 / 4.1e-3."""
+
+WIDE_RANK = 768
+"""From this rank on the basis' own eigenproblem (0.21, 0.37 s at 1280, 1536) weighs more than the
+products: a smaller basis (1.5 times the rank) in 12 steps, excess 1.2e-2."""
+
+PAD = 16
+"""Least surplus of the basis over the rank: ranks of a few need a span to choose from."""
+
+
+def choose(
+    shape: tuple[int, int],
+    rank: int,
+    *,
+    accuracy: Accuracy = Accuracy.DEFAULT,
+    backend: str = "cpu",
+) -> Method:
+    """The method for one matrix of this shape, or for each matrix of a stack of them.
+
+    Accelerators take half the steps of twice the width: there a step costs its launches, and a
+    wide product is free. That side is reasoned, not measured.
+    """
+    order = min(shape)
+    if accuracy is Accuracy.EXACT:
+        return Exact()
+    growth, steps = GROWTH[accuracy], STEPS[accuracy]
+    if accuracy is Accuracy.DEFAULT and rank >= WIDE_RANK:
+        growth, steps = 1.5, 12
+    elif math.prod(shape) > CACHE:
+        steps = steps * 2 // 3 + steps % 3 // 2
+    if backend != "cpu":
+        growth, steps = growth + 0.5, max(steps // 2, 4)
+    wanted = max(growth * rank, rank + PAD)
+    block = _round_up(math.ceil(wanted / steps), 4)
+    if order <= EIGH_SIZE or block * steps > EIGH_SHARE * order:
+        return GramEigh()
+    return Krylov(block, steps)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
