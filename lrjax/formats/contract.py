@@ -40,7 +40,7 @@ class Path(NamedTuple):
 
 
 def contract(
-    operands: Sequence[tuple[Array, Sequence[Label]]],
+    operands: Sequence[tuple[Any, Sequence[Label]]],
     out: Sequence[Label],
     *,
     order: Order = Order.STREAM,
