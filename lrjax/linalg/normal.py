@@ -42,7 +42,7 @@ class Normal:
         return x * self.rows if self.rows.ndim == 1 else dot(x, self.rows)
 
     def image(self, v: Float[Array, "b n"]) -> Float[Array, "b m"]:
-        """unit V W', the images of the rows of V."""
+        """V W' in the operator's unit: the images of the rows of V."""
         return dot(v, self.w.T) * self.unit
 
     def apply(self, v: Float[Array, "b n"]) -> tuple[Float[Array, "b n"], Float[Array, "b m"]]:

@@ -10,12 +10,12 @@ from jax import Array, lax
 
 
 def dot(a: Array, b: Array) -> Array:
-    """a @ b in the full precision of its inputs, on every backend."""
+    """Product in the full precision of its inputs, on every backend."""
     return jnp.matmul(a, b, precision="highest")
 
 
 def working(x: Array) -> Array:
-    """x in the precision that solvers work in: float32, or float64 if it came so."""
+    """The array in the precision that solvers work in: float32, or float64 if it came so."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -11,7 +11,6 @@ from lrjax.errors import ShapeError, message
 from lrjax.linalg.gram import GramEigh
 from lrjax.linalg.info import Info
 from lrjax.linalg.normal import Normal
-from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.policy import Accuracy, Method, choose
 from lrjax.linalg.stack import dot, over_stack, working
 from lrjax.linalg.truncated import check_method, check_rank, matrix_shape, settle, status
@@ -164,7 +163,7 @@ def _residual(w, left, right, rows, cols):
         total = jnp.sum(jnp.sum(weighted * delta, axis=1))
         return jnp.sqrt(jnp.maximum(total, 0)) * unit * units
 
-    arrays = [working(w), left, right, _working(rows), _working(cols)]
+    arrays = [*map(working, (w, left, right)), _working(rows), _working(cols)]
     return over_stack(single, arrays, core=2)
 
 
