@@ -1,0 +1,61 @@
+"""Tensors and their modes: unfolding, products along modes, and sweeps that share products."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Factors = tuple[Float[Array, "_ _"], ...]
+
+
+def unfold(x: Float[Array, "*n"], mode: int) -> Float[Array, "m rest"]:
+    """The matrix whose rows are indexed by one mode, the other modes in their order."""
+    return jnp.moveaxis(x, mode, 0).reshape(x.shape[mode], -1)
+
+
+def fold(matrix: Float[Array, "m rest"], mode: int, shape: Sequence[int]) -> Float[Array, "*n"]:
+    """The tensor of the given shape whose `unfold` along `mode` is the matrix."""
+    rest = [n for k, n in enumerate(shape) if k != mode]
+    return jnp.moveaxis(matrix.reshape(shape[mode], *rest), 0, mode)
+
+
+def mode_product(x: Float[Array, "*n"], a: Float[Array, "n r"], mode: int) -> Float[Array, "*m"]:
+    """Y[.., j, ..] = sum_i X[.., i, ..] A[i, j]: the mode is contracted with A's rows."""
+    y = jnp.tensordot(x, a, ((mode,), (0,)), precision="highest")
+    return jnp.moveaxis(y, -1, mode)
+
+
+def project(x: Float[Array, "*n"], factors: Sequence[Array], modes: Sequence[int]) -> Array:
+    """Mode products with the factors of the given modes, the strongest compression first."""
+    shrink = lambda k: factors[k].shape[1] / factors[k].shape[0]
+    for k in sorted(modes, key=shrink):
+        x = mode_product(x, factors[k], k)
+    return x
+
+
+def expand(core: Float[Array, "*r"], factors: Sequence[Array | None]) -> Float[Array, "*n"]:
+    """The tensor core x_1 F_1 x_2 F_2 ..., smallest intermediate first; None is the identity."""
+    grow = lambda k: factors[k].shape[0] / max(factors[k].shape[1], 1)  # pyright: ignore
+    for k in sorted((k for k, f in enumerate(factors) if f is not None), key=grow):
+        core = mode_product(core, factors[k].T, k)  # pyright: ignore
+    return core
+
+
+def sweep(
+    x: Float[Array, "*n"],
+    factors: Factors,
+    modes: Sequence[int],
+    update: Callable[[int, Array, Factors], Array],
+) -> Factors:
+    """Update the factors of `modes` once, in order, by a dimension tree.
+
+    `update(k, y, factors)` gets x contracted with the newest factors of all other modes and hands
+    back the factor of mode k. Half of the modes share their products with the other half, so that
+    the whole tensor is read twice a sweep, whatever the number of modes.
+    """
+    if len(modes) == 1:
+        (k,) = modes
+        return (*factors[:k], update(k, x, factors), *factors[k + 1 :])
+    left, right = modes[: len(modes) // 2], modes[len(modes) // 2 :]
+    factors = sweep(project(x, factors, right), factors, left, update)
+    return sweep(project(x, factors, left), factors, right, update)
