@@ -76,9 +76,11 @@ def _spectrum(leaf: Any) -> dict[str, Any]:
         return dict.fromkeys(names)
     layout = leaf.layout if is_factored(leaf) else default_layout(tuple(leaf.shape))
     dense = jnp.asarray(ops.densify(leaf), jnp.float32)
+    if not np.isfinite(dense).all():
+        return dict.fromkeys(names) | {"finite": False}
     energy = np.asarray(jax.jit(singular_values)(matricize(dense, layout)), np.float64) ** 2
-    if not np.isfinite(energy).all() or not energy.any():
-        return dict.fromkeys(names) | {"finite": bool(np.isfinite(energy).all())}
+    if not energy.any():
+        return dict.fromkeys(names) | {"finite": True}
     top = energy.max(axis=-1)
     stable = float(np.mean(energy.sum(axis=-1)[top > 0] / top[top > 0]))
     share = np.cumsum(energy.reshape(-1, energy.shape[-1]).sum(axis=0)) / energy.sum()
@@ -94,7 +96,7 @@ def _format(leaf: Any) -> str:
 
 def _text(rows: list[dict[str, Any]], result: dict[str, Any]) -> str:
     head = ["path", "format", "shape", "dtype", "params", "bytes"]
-    with_spectra = any(row.get("stable_rank") is not None for row in rows)
+    with_spectra = any("stable_rank" in row for row in rows)
     names = [key for key in (rows[0] if rows else ()) if key[0] == "k" and key[1:].isdigit()]
     lines = []
     for row in rows:

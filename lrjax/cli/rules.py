@@ -154,7 +154,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _names() -> dict[str, Any]:
     """Everything that a rule may name: specs, metric kinds, and members of their enums."""
-    from lrjax.decompose import Accuracy, Spec
+    from lrjax.decompose import Spec
+    from lrjax.linalg import Accuracy
     from lrjax.metrics import Kind
 
     members = {member.name: member for member in Accuracy}

@@ -94,15 +94,17 @@ def encoder(tmp_path_factory):
     config = zoo.BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         intermediate_size=48,
         max_position_embeddings=128,
         rest='{"model_type": "bert"}',
     )
     model = zoo.Bert(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    zoo.save(folder, model, jax.tree.map(lambda x: 3 * x, params))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: draw.normal(0, 0.5, s.shape).astype(np.float32), shapes)
+    zoo.save(folder, model, params)
     spell = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     spell.normalizer = tokenizers.normalizers.Lowercase()
     spell.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")

@@ -26,7 +26,7 @@ from lrjax.errors import BudgetError, DensifyError, RankError, RuleError
         (["plan", "BARE", "--keep", "0.5", "--rule", "**=__import__('os')"], "__import__"),
         (["plan", "BARE", "--keep", "0.5", "--rule", "**=SVD", "--rule", "**=SVD"], "two rules"),
         (["plan", "BARE", "--rule", "**/weight=SVD(rank=0)"], "rank"),
-        (["plan", "BARE", "--rule", "**/weight=SVD(rank=30)"], "break-even"),
+        (["plan", "BARE", "--rule", "layers/**=SVD(rank=30)"], "break-even"),
         (["plan", "BARE", "--rule", "**/weight=SVD(rank=5, colour=3)"], "colour"),
         (["plan", "BARE"], "neither a budget nor a rank"),
         (["plan", "BARE", "--keep", "0.5", "--rules", "nowhere.json"], "nowhere.json"),
