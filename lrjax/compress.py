@@ -135,7 +135,8 @@ def _solve(batch: list[_Job], real: int, key: jax.Array) -> Iterator[tuple[_Job,
     if isinstance(spec, SVD):
         # few distinct ranks, few compilations
         most = -(-max(ranks) // RANK_STEP) * RANK_STEP
-        spec = spec.with_rank(min(most, *shape[-2:]))
+        covering = spec.with_rank(min(most, *shape[-2:]))
+        spec = dataclasses.replace(covering, allow_above_break_even=True)
     # The key depends on the kind of weight alone: no weight's bits hang on its neighbours'.
     key = jax.random.fold_in(key, zlib.crc32(repr((family, shape)).encode()))
     w, metric = stacked([job.bound for job in batch])
