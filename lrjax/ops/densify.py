@@ -10,7 +10,8 @@ from lrjax.trees import map_weights
 
 def densify(w: Any) -> Any:
     """The dense array of a weight, or a tree with all its factored weights made dense."""
-    return map_weights(lambda x: x.densify() if isinstance(x, Operators) else x, w)
+    dense = lambda x: x.densify() if isinstance(x, Operators) else x
+    return dense(w) if isinstance(w, Operators) else map_weights(dense, w)
 
 
 def validate(tree: Any) -> Any:
