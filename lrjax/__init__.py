@@ -1,6 +1,41 @@
-"""Low-rank compression of neural networks in JAX."""
+"""Low-rank compression of neural networks in JAX.
 
+stats    = calibrate(apply, params, batches)
+plan     = plan(params, rules, budget=Budget(keep=0.5), stats=stats)
+factored = compress(params, plan, stats)
+outputs  = lift(apply)(factored, batch)
+report(params, factored, stats)
+"""
+
+from lrjax import io as io
+from lrjax import linalg as linalg
+from lrjax import metrics as metrics
+from lrjax import ops as ops
+from lrjax import trees as trees
+from lrjax import zoo as zoo
+from lrjax.calibrate import Probes as Probes
+from lrjax.calibrate import Stats as Stats
+from lrjax.calibrate import calibrate as calibrate
+from lrjax.compress import compress as compress
+from lrjax.compress import compress_with_info as compress_with_info
+from lrjax.decompose import SVD as SVD
+from lrjax.decompose import solve as solve
+from lrjax.errors import LrjaxError as LrjaxError
+from lrjax.formats import Factored as Factored
 from lrjax.formats import LowRank as LowRank
 from lrjax.formats import Sum as Sum
 from lrjax.formats import is_factored as is_factored
+from lrjax.io import load as load
+from lrjax.io import save as save
+from lrjax.lift import lift as lift
+from lrjax.lift import usage as usage
+from lrjax.ops import cost as cost
 from lrjax.ops import densify as densify
+from lrjax.plan import Budget as Budget
+from lrjax.plan import Global as Global
+from lrjax.plan import Plan as Plan
+from lrjax.plan import Uniform as Uniform
+from lrjax.plan import plan as plan
+from lrjax.report import Report as Report
+from lrjax.report import report as report
+from lrjax.trees import map_weights as map_weights
