@@ -7,6 +7,7 @@ scan over modules) is taken out of the loop and handed on outside.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,34 @@ from lrjax.ops import unstack
 
 
 def inline(it: Interpreter, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
-    """A call, or the primal function of a custom derivative rule.
-
-    A rule is written for dense operands, and would hand back a dense cotangent: where a weight passes
-    through, the derivative is the primal function's own.
-    """
+    """A call, or the primal function of a `custom_jvp`."""
     return it.run(jaxprs.body(eqn), vals, (*at, 0), seeds)
+
+
+def custom_vjp(it: Interpreter, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
+    """The primal function; whoever differentiates it is told that the rule is not used.
+
+    The rule's backward pass is written for a dense weight and hands back its dense cotangent, so that it
+    cannot stand; as a rule it says what the derivative is anyway, only faster or more stably.
+    """
+    outs, found = it.run(jaxprs.body(eqn), vals, (*at, 0), seeds)
+    if not any(isinstance(v, LazyArray) for v in vals):
+        return outs, found
+    text = (
+        f"the custom_vjp rule at {it.source()} is not used: a factored weight passes through it. "
+        "Gradients are those of its primal function. Leave the weight dense to keep the rule."
+    )
+
+    @jax.custom_vjp
+    def told(y):
+        return y
+
+    def backward(_, g):
+        warnings.warn(text, UserWarning, stacklevel=2)
+        return (g,)
+
+    told.defvjp(lambda y: (y, None), backward)
+    return [told(y) if jnp.issubdtype(jnp.result_type(y), jnp.inexact) else y for y in outs], found
 
 
 def remat(it: Interpreter, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
@@ -204,7 +227,8 @@ def _zeros(tree: Any) -> Any:
 
 
 RULES = {
-    **dict.fromkeys(jaxprs.INLINED | jaxprs.CUSTOM, inline),
+    **dict.fromkeys((*jaxprs.INLINED, "custom_jvp_call"), inline),
+    "custom_vjp_call": custom_vjp,
     **dict.fromkeys(jaxprs.REMAT, remat),
     "cond": cond,
     "while": while_loop,

@@ -18,7 +18,7 @@ from lrjax.formats.lazy import LazyArray
 from lrjax.formats.network import Unsupported
 from lrjax.lift import control, jaxprs
 from lrjax.lift.interpreter import Interpreter, Place, Step, Sums
-from lrjax.lift.rules import RULES
+from lrjax.lift.rules import ELEMENTWISE, RULES
 from lrjax.lift.rules.registry import Context
 
 OnDense = Literal["error", "warn", "allow"]
@@ -102,6 +102,10 @@ class Lift(Interpreter, Context):
     def leaf(self, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
         del at, seeds
         rule, why = RULES.get(eqn.primitive.name), "there is no rule for it"
+        if eqn.primitive.name in ELEMENTWISE:
+            vals = [v.dense() if _is_vector(v) else v for v in vals]
+            if not any(type(v) is LazyArray for v in vals):
+                return jaxprs.bind(eqn, vals), {}
         if rule is not None:
             try:
                 return rule(self, eqn, *vals), {}
@@ -112,7 +116,7 @@ class Lift(Interpreter, Context):
     def dense(self, x: Any, why: str) -> Any:
         if not isinstance(x, LazyArray):
             return x
-        if self.on_dense != "allow":
+        if self.on_dense != "allow" and not _is_vector(x):
             text = _refusal(x, why, self.eqns)
             if self.on_dense == "error":
                 raise DensifyError(text)
@@ -156,6 +160,11 @@ class Lift(Interpreter, Context):
 
 # Primitives that only repeat, cast or reshape a number.
 _SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "copy"})
+
+
+def _is_vector(x: Any) -> bool:
+    """Whether x is a row of a weight, or a scale: no more than an activation."""
+    return isinstance(x, LazyArray) and sum(n != 1 for n in x.shape) <= 1
 
 
 def _name(path: str) -> str:

@@ -4,5 +4,6 @@ from lrjax.lift.rules import elementwise, indexing, linear, shape
 from lrjax.lift.rules.registry import Rules, is_lazy
 
 RULES = Rules({**linear.RULES, **shape.RULES, **indexing.RULES, **elementwise.RULES})
+ELEMENTWISE = frozenset(elementwise.RULES)
 
-__all__ = ["RULES", "is_lazy"]
+__all__ = ["ELEMENTWISE", "RULES", "is_lazy"]
