@@ -59,13 +59,13 @@ def default_layout(shape: Sequence[int]) -> Layout:
     return Layout(tuple(range(cut)), tuple(range(cut, n)))
 
 
-def matricize(w: Array, layout: Layout) -> Array:
-    """The weight as matrices, [*S, m, n]."""
+def matricize(w: Any, layout: Layout) -> Array:
+    """The weight as matrices, [*S, m, n], with rows and columns merged row-major."""
     stack, rows, cols = layout.resolve(w.ndim)
     return w.transpose((*stack, *rows, *cols)).reshape(layout.matrix_shape(w.shape))
 
 
-def unmatricize(matrix: Array, layout: Layout, shape: Sequence[int]) -> Array:
+def unmatricize(matrix: Any, layout: Layout, shape: Sequence[int]) -> Array:
     """The weight of the given dense shape that `matricize` turns into `matrix`."""
     stack, rows, cols = layout.resolve(len(shape))
     perm = (*stack, *rows, *cols)
@@ -73,7 +73,7 @@ def unmatricize(matrix: Array, layout: Layout, shape: Sequence[int]) -> Array:
     return jnp.reshape(matrix, [shape[d] for d in perm]).transpose(inverse)
 
 
-def low_rank(left: Array, right: Array, layout: Layout, shape: Sequence[int]) -> Any:
+def low_rank(left: Any, right: Any, layout: Layout, shape: Sequence[int]) -> Any:
     """The `LowRank` of factors of `matricize(w, layout)` for a weight of the given dense shape."""
     from lrjax.formats.low_rank import LowRank  # a format imports its layout, not the reverse
 

@@ -70,7 +70,7 @@ class LowRank(Factored):
                 got = f"{name}={split} for a factor of shape {tuple(factor.shape)}"
                 todo = f"Split the size {factor.shape[axis]}."
                 raise ShapeError(message(path="LowRank", got=got, expected="its size", todo=todo))
-        trailing = len(self.layout.rows) + len(self.layout.cols)
+        trailing = sum(1 if split is None else len(split) for _, split, _, _ in sides)
         if self.order is not None and sorted(self.order) != list(range(trailing)):
             expected = f"a permutation of 0..{trailing - 1}"
             todo = "It places rows + cols."
