@@ -1,10 +1,12 @@
 """Low-rank compression of neural networks in JAX.
 
-stats    = calibrate(apply, params, batches)
-plan     = plan(params, rules, budget=Budget(keep=0.5), stats=stats)
-factored = compress(params, plan, stats)
-outputs  = lift(apply)(factored, batch)
-report(params, factored, stats)
+```python
+stats = lr.calibrate(apply, params, batches)
+plan = lr.plan(params, rules, budget=lr.Budget(keep=0.5), stats=stats)
+factored = lr.compress(params, plan, stats)
+outputs = lr.lift(apply)(factored, batch)
+print(lr.report(params, factored, stats))
+```
 """
 
 from lrjax import io as io
