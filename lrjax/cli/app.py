@@ -3,6 +3,7 @@
 Exit codes: 0; 2 for bad input, 1 for a failure, either with one line on stderr.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]
+    if not debug:  # orbax logs what it then raises
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         code = app(given, prog_name="lrjax", standalone_mode=False) or 0
         sys.stdout.flush()

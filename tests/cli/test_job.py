@@ -8,6 +8,7 @@ import pytest
 from lrjax import io, trees
 from lrjax.formats import is_factored
 from lrjax.ops import densify
+from lrjax.plan import Plan
 
 
 def test_plan_meets_its_budget_and_writes_nothing(run, bare, tmp_path):
@@ -45,6 +46,8 @@ def test_a_saved_plan_gives_the_same_artefact_as_its_rules(run, bare, tmp_path):
     assert run("compress", bare, tmp_path / "a", *rules).code == 0
     assert run("compress", bare, tmp_path / "b", "--plan", tmp_path / "plan.json").code == 0
     assert run("diff", tmp_path / "a", tmp_path / "b", "--json").json["equal"] is True
+    saved = Plan.load(tmp_path / "plan.json")
+    assert io.load(tmp_path / "a").plan == io.load(tmp_path / "b").plan == saved
     head = io.load(tmp_path / "a").params["head"]["weight"]
     assert not is_factored(head)
 
