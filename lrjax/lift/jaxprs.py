@@ -6,7 +6,7 @@ Known differences between jax 0.10 and 0.12:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import source_info_util
@@ -93,11 +93,6 @@ def source(eqns: Sequence[Any]) -> str:
     return "an unknown line"
 
 
-def is_abstract(x: Any) -> bool:
-    """Whether x is a shape only."""
-    return isinstance(x, jax.ShapeDtypeStruct)
-
-
 def is_integer(dtype: Any) -> bool:
     """Whether an index may have this dtype."""
     return jax.numpy.issubdtype(dtype, jax.numpy.integer)
@@ -111,3 +106,36 @@ def frozen(params: dict[str, Any]) -> Any:
     except TypeError:
         return None
     return key
+
+
+class Lookup(NamedTuple):
+    """A gather of whole rows: `w[..., indices[..., column], ...]` along dim `dim`.
+
+    kept  whether the looked-up dim stays, with size one, among the offset dims
+    """
+
+    dim: int
+    column: int
+    kept: bool
+
+
+def lookup(eqn: Any) -> Lookup | None:
+    """A gather as a lookup of whole rows along one dim; None if it is another gather.
+
+    Under vmap, `w[i]` becomes a gather that gives a start for every dim; where the slice is the whole dim
+    the only start in range is 0, which "clip" and "promise_in_bounds" make of any.
+    """
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape, starts = eqn.invars[0].aval.shape, numbers.start_index_map
+    free = [d for d in range(len(shape)) if d not in numbers.operand_batching_dims]
+    partial = [d for d in free if sizes[d] != shape[d]]
+    if len(starts) == 1:
+        partial = partial or list(starts)
+    elif eqn.params["mode"].name == "FILL_OR_DROP":
+        return None
+    if len(partial) != 1 or partial[0] not in starts or sizes[partial[0]] != 1:
+        return None
+    if any(d != partial[0] for d in numbers.collapsed_slice_dims):
+        return None
+    (dim,) = partial
+    return Lookup(dim, starts.index(dim), dim not in numbers.collapsed_slice_dims)

@@ -56,29 +56,26 @@ def _parts(w: Val, rows, cols) -> list[tuple[Val, Cut | None, Cut | None]]:
 
 def _gather(reader: Any, eqn: Any, vals: list[Val], at: Place, scope: Place):
     w, index = vals
-    numbers = eqn.params["dimension_numbers"]
-    if not w.weight or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+    found, numbers = jaxprs.lookup(eqn), eqn.params["dimension_numbers"]
+    if not w.weight or found is None or numbers.operand_batching_dims:
         return None
-    (k,) = numbers.start_index_map
-    shape = w.view.shape
+    k, shape, out = found.dim, w.view.shape, eqn.outvars[0].aval.shape
+    offsets = list(numbers.offset_dims)
+    if found.kept:
+        offsets.pop(k)
     rest = [d for d in range(len(shape)) if d != k]
-    if numbers.collapsed_slice_dims != (k,) or any(
-        eqn.params["slice_sizes"][d] != shape[d] for d in rest
-    ):
-        return None
-    out = eqn.outvars[0].aval.shape
+    cols = list(zip(rest, offsets, strict=True))
     if len(rest) > 1 and len(w.view.dims[k]) == 1:  # a stack, looked up by token: still a weight
         dims: list[tuple[Axis, ...]] = [(Axis(None, 0, n),) for n in out]
-        for d, position in zip(rest, numbers.offset_dims, strict=True):
+        for d, position in cols:
             dims[position] = w.view.dims[d]
         (axis,) = w.view.dims[k]
         chosen = Axis(axis.dim, axis.stride, 1, At(None, many=True))
         return [Val(View(w.view.root, tuple(dims), (*w.view.fixed, chosen)), False)]
-    cols = list(zip(rest, numbers.offset_dims, strict=True))
     kind = roles(w.view, [(k, 0)], [], cols)
-    counts = (shape[k],)
+    how = (*scope, found.column)
     site = _site(
-        reader, eqn, at, scope, UseKind.LOOKUP, 0, w, kind, index, None, None, counts
+        reader, eqn, at, how, UseKind.LOOKUP, 0, w, kind, index, None, None, (shape[k],)
     )  # fmt: skip
     return _output(reader, eqn, vals, [site])
 

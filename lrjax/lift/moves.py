@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lrjax.lift import jaxprs
 from lrjax.lift import view as views
 from lrjax.lift.view import At, View
 
@@ -65,15 +66,14 @@ def _rev(eqn, view, _):
     return (View(view.root, dims, view.fixed),)
 
 
-def _pick(eqn, view, indices):
+def move_pick(eqn, view, indices):
     """`w[i]` by a gather with one index."""
-    numbers = eqn.params["dimension_numbers"]
-    (dim,), (start,) = numbers.start_index_map, indices
-    rest = [n for d, n in enumerate(view.shape) if d != dim]
-    sizes = [n for d, n in enumerate(eqn.params["slice_sizes"]) if d != dim]
-    if numbers.collapsed_slice_dims != (dim,) or sizes != rest:
+    found, (start,) = jaxprs.lookup(eqn), indices
+    if found is None:
         return (None,)
-    return (views.index(view, dim, start),)
+    if found.kept:
+        return (views.cut(view, found.dim, start, 1),)
+    return (views.index(view, found.dim, start),)
 
 
 MOVES: dict[str, Move] = {
@@ -97,12 +97,4 @@ MOVES: dict[str, Move] = {
 
 def picks_one(eqn: Any) -> bool:
     """Whether a gather takes a single position of a single dim."""
-    numbers = eqn.params["dimension_numbers"]
-    return (
-        len(numbers.start_index_map) == 1
-        and not numbers.operand_batching_dims
-        and eqn.invars[1].aval.shape == (1,)
-    )
-
-
-move_pick = _pick
+    return eqn.invars[1].aval.shape == (1,) and jaxprs.lookup(eqn) is not None

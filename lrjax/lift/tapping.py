@@ -74,8 +74,9 @@ class Taps(Lift):
         """Sums of the activation, on this site's stack axes."""
         site, side = w.site, w.site.x
         if site.kind is UseKind.LOOKUP:
-            rows = vals[0].shape[eqn.params["dimension_numbers"].start_index_map[0]]
-            x = side.matrices(_counts(vals[1][..., 0], rows, self.mask))[..., 0, :]
+            look = jaxprs.lookup(eqn)
+            counts = _counts(vals[1][..., look.column], vals[0].shape[look.dim], self.mask)
+            x = side.matrices(counts)[..., 0, :]
             return self._place(w.reduce_input(w.input, x, None), site)
         x = vals[1 - site.operand]
         if site.kind is UseKind.CONV:

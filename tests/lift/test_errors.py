@@ -35,7 +35,7 @@ def test_warn_and_allow():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         close(lift(exponential, on_dense="allow")(PARAMS, X), want)
-    with pytest.raises(ValueError, match="on_dense"):
+    with pytest.raises((ValueError, TypeError), match="on_dense"):
         lift(exponential, on_dense="maybe")
 
 
@@ -74,7 +74,6 @@ def test_unused_results_are_no_use():
     close(lift(f)(PARAMS, X), f(densify(PARAMS), X))
 
 
-def test_a_gradient_inside_lift_is_dense_and_refused():
+def test_a_gradient_inside_lift_is_dense():
     f = lambda p, x: jax.grad(lambda p: jnp.sum(x @ p["mlp"]["w"]))(p)
-    with pytest.raises(DensifyError):
-        jax.eval_shape(lift(f), PARAMS, X)
+    close(lift(f)(PARAMS, X), f(densify(PARAMS), X))

@@ -99,6 +99,8 @@ TENSOR = {
     "lookup_taken": (TABLE, lambda w, x: jnp.take(w, IDS, axis=0)),
     "lookup_clipped": (TABLE, lambda w, x: jnp.take(w, IDS + 20, axis=0, mode="clip")),
     "lookup_columns": (TABLE, lambda w, x: w.T[:, IDS[0]]),
+    "lookup_vmapped": (TABLE, lambda w, x: jax.vmap(lambda i: w[i])(IDS[0])),
+    "lookup_of_each": (STACK, lambda w, x: jax.vmap(lambda m, i: m[i])(w, jnp.array([3, 0, 5, 11]))),
     "tied": (TABLE, lambda w, x: jnp.tanh(w[IDS]) @ w.T),
     "one_hot": (TABLE, lambda w, x: jax.nn.one_hot(IDS, 30) @ w),
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """Elementwise primitives that a sum of networks survives, and sums over it."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrjax import ops
-from lrjax.formats.network import Unsupported
+from lrjax.formats.network import Network, Unsupported
 from lrjax.lift import jaxprs
 from lrjax.lift.rules.registry import Context, Rules, is_lazy
 
@@ -35,41 +37,54 @@ def _stop_gradient(ctx: Context, eqn: Any, w: Any):
     return (jax.tree.map(lax.stop_gradient, w),)
 
 
-@RULES.on("name", "pvary", "pcast", "optimization_barrier", "device_put")
+@RULES.on("name", "pvary", "pcast", "optimization_barrier")
 def _each_factor(ctx: Context, eqn: Any, *ws: Any):
     """Says something about a value without changing it: holds for every factor."""
     del ctx
-    if eqn.primitive.name == "device_put" and not _anywhere(eqn):
-        return ws
     leaves, tree = jax.tree.flatten(ws)
     if eqn.primitive.multiple_results:
-        if eqn.primitive.name == "device_put":
-            return tuple(jax.tree.map(lambda a, k=k: _put(eqn, k, a), w) for k, w in enumerate(ws))
         return jax.tree.unflatten(tree, jaxprs.bind(eqn, leaves))
     return jax.tree.unflatten(tree, [jaxprs.bind(eqn, [a])[0] for a in leaves])
 
 
-def _anywhere(eqn: Any) -> bool:
-    """Whether the target does not name the dims of the dense array."""
-    return not any(isinstance(d, jax.sharding.NamedSharding) for d in eqn.params["devices"])
-
-
-def _put(eqn: Any, k: int, x: Any) -> Any:
-    return jax.device_put(x, eqn.params["devices"][k])
+@RULES.on("device_put")
+def _device_put(ctx: Context, eqn: Any, *ws: Any):
+    del ctx
+    pairs = zip(ws, eqn.params["devices"], strict=True)
+    return tuple(_placed(w, device, jax.device_put) for w, device in pairs)
 
 
 @RULES.on("sharding_constraint", "reshard")
 def _sharding(ctx: Context, eqn: Any, w: Any):
-    """The dense sharding, derived for every factor."""
     del ctx
-    target = eqn.params.get("sharding") or eqn.params.get("dst_sharding")
-    if not isinstance(target, jax.sharding.NamedSharding):
-        raise Unsupported(f"a constraint by {type(target).__name__}")
-    factors = ops.sharding(w, target.mesh, target.spec)
-    put = lax.with_sharding_constraint
     if eqn.primitive.name == "reshard":
-        put = jax.sharding.reshard
-    return (jax.tree.map(put, w, factors),)
+        return (_placed(w, eqn.params["dst_sharding"], jax.sharding.reshard),)
+    return (_placed(w, eqn.params["sharding"], lax.with_sharding_constraint),)
+
+
+def _placed(w: Any, target: Any, put: Callable[[Any, Any], Any]) -> Any:
+    """A dense sharding, carried over: a mesh axis goes to the first label of its dim."""
+    if target is None or not is_lazy(w):
+        return w if target is None else put(w, target)
+    if not isinstance(target, jax.sharding.NamedSharding):
+        return jax.tree.map(lambda a: put(a, target), w)
+
+    def one(net: Network) -> Network:
+        sizes, where = net.sizes, {}
+        for group, axis in zip(net.dims, target.spec, strict=False):
+            names = axis if isinstance(axis, tuple) else (axis,)
+            label = next((k for k in group if sizes[k] != 1), None)
+            if axis is not None and label is not None:
+                if sizes[label] % math.prod(target.mesh.shape[n] for n in names) == 0:
+                    where[label] = axis
+        specs = [jax.sharding.PartitionSpec(*map(where.get, ls)) for ls in net.labels]
+        operands = [
+            put(x, jax.sharding.NamedSharding(target.mesh, spec))
+            for x, spec in zip(net.operands, specs, strict=True)
+        ]
+        return Network(tuple(operands), net.labels, net.dims)
+
+    return w.map(one)
 
 
 @RULES.on("neg")

@@ -10,6 +10,7 @@ from jax import lax
 
 from lrjax import ops
 from lrjax.formats.network import Unsupported
+from lrjax.lift import jaxprs
 from lrjax.lift.rules.registry import Context, Rules, is_lazy
 
 RULES = Rules()
@@ -59,23 +60,42 @@ def _gather(ctx: Context, eqn: Any, w: Any, indices: Any):
     activation, at the cost of a row.
     """
     del ctx
-    p, numbers = eqn.params, eqn.params["dimension_numbers"]
-    if is_lazy(indices) or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
-        raise Unsupported("a gather over more than one dim")
-    (k,) = numbers.start_index_map
-    partial = [d for d, n in enumerate(p["slice_sizes"]) if d != k and n != w.shape[d]]
-    if numbers.collapsed_slice_dims != (k,) or partial:
-        raise Unsupported("a gather of partial slices")
-    i = indices[..., 0]
-    lazy = i.ndim == 0 or _stacked(w, k)
-    y = ops.take(w, i, axis=k, mode=_MODES[p["mode"].name], lazy=lazy)
-    # take leaves the indices' dims at k; gather wants them wherever offset_dims are not.
-    offsets = iter([d for d in range(w.ndim + i.ndim - 1) if not k <= d < k + i.ndim])
-    batch = iter(range(k, k + i.ndim))
-    perm = [
-        next(offsets if d in numbers.offset_dims else batch) for d in range(w.ndim + i.ndim - 1)
-    ]
+    found, numbers = jaxprs.lookup(eqn), eqn.params["dimension_numbers"]
+    if is_lazy(indices) or found is None:
+        raise Unsupported("a gather of other than whole rows along one dim")
+    k, i = found.dim, indices[..., found.column]
+    mode = _MODES[eqn.params["mode"].name]
+    if numbers.operand_batching_dims:
+        y = _batched(w, i, k, mode, numbers)
+        rows = list(range(i.ndim))
+        rest = list(range(i.ndim, y.ndim))
+    else:
+        y = ops.take(w, i, axis=k, mode=mode, lazy=i.ndim == 0 or _stacked(w, k))
+        rows = list(range(k, k + i.ndim))  # take leaves the indices' dims at k
+        rest = [d for d in range(y.ndim) if d not in rows]
+    if found.kept:
+        at = sum(d not in numbers.operand_batching_dims for d in range(k))
+        y = ops.reshape(y, (*y.shape, 1))
+        rest.insert(at, y.ndim - 1)
+    batch, offsets = iter(rows), iter(rest)
+    perm = [next(offsets if d in numbers.offset_dims else batch) for d in range(y.ndim)]
     return (ops.transpose(y, perm),)
+
+
+def _batched(w: Any, index: Any, k: int, mode: str, numbers: Any) -> Any:
+    """One lookup for each position of a dim that weight and indices share: [*indices, *rest]."""
+    if len(numbers.operand_batching_dims) != 1:
+        raise Unsupported("a gather over several batches")
+    (b,), (e,) = numbers.operand_batching_dims, numbers.start_indices_batching_dims
+    w = ops.transpose(w, [b, *(d for d in range(w.ndim) if d != b)])
+    operands, slice_of = ops.unstack(w)
+    axis = k - (k > b)
+    look = lambda x, i: jnp.moveaxis(
+        ops.take(slice_of(x), i.reshape(-1), axis=axis, mode=mode), axis, 0
+    )
+    y = jax.vmap(look)(operands, jnp.moveaxis(index, e, 0))
+    moved = [n for d, n in enumerate(index.shape) if d != e]
+    return jnp.moveaxis(y.reshape((y.shape[0], *moved, *y.shape[2:])), 0, e)
 
 
 def _stacked(w: Any, dim: int) -> bool:
