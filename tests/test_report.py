@@ -10,12 +10,12 @@ from lrjax.compress import compress
 from lrjax.decompose import SVD
 from lrjax.errors import ShapeError
 from lrjax.formats import LowRank
+from lrjax.formats.layout import Layout
+from lrjax.lift import UseKind
 from lrjax.ops import densify
 from lrjax.plan import Budget, plan
 from lrjax.report import report
 from tests.test_compress import gram, stats_of, weight_use
-from lrjax.formats.layout import Layout
-from lrjax.lift import UseKind
 
 M, N = 30, 20
 

@@ -93,30 +93,35 @@ class Observer:
                 return self.loss(outputs, batch), sums
             return [y for y in jax.tree.leaves(outputs) if _is_float(y)], sums
 
+        value: Any
         value, pull, sums = jax.vjp(forward, seeds, has_aux=True)
-        if self.loss is not None:
+        if self.probes is None or self.loss is not None:
             _check_loss(value)
             (grads,) = pull(jnp.ones_like(value))
             # A mean over n examples has gradients of size 1 / n.
             examples = jax.tree.leaves(batch)[0].shape[0]
             n = jnp.float32(examples) if mask is None else jnp.sum(mask, dtype=jnp.float32)
             return sums, grads, n**2
-        if not value:
-            raise StatsError(
-                message(
-                    got="a function without floating outputs",
-                    expected="outputs to probe",
-                    todo="Pass a loss, or gradients=False.",
-                )
+        return sums, _probed(self.probes, value, pull, mask, key), 1.0
+
+
+def _probed(probes: Probes, outputs: Any, pull: Callable, mask: Any, key: jax.Array) -> Any:
+    """Sums of squared gradients over all probes of the outputs."""
+    if not outputs:
+        raise StatsError(
+            message(
+                got="a function without floating outputs",
+                expected="outputs to probe",
+                todo="Pass a loss, or gradients=False.",
             )
+        )
 
-        def probe(k):
-            drawn = self.probes.draw(k, value)
-            (grads,) = pull([mask_outputs(r, mask) for r in drawn])
-            return grads
+    def one(k: jax.Array) -> Any:
+        (grads,) = pull([mask_outputs(r, mask) for r in probes.draw(k, outputs)])
+        return grads
 
-        each = jax.lax.map(probe, jax.random.split(key, self.probes.count))
-        return sums, jax.tree.map(lambda x: jnp.sum(x, axis=0), each), 1.0
+    each = jax.lax.map(one, jax.random.split(key, probes.count))
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), each)
 
 
 def _is_float(y: Any) -> bool:

@@ -31,7 +31,7 @@ class Budget:
         BudgetError: none or several limits are given, or one is out of range.
     """
 
-    keep: float | None = None
+    keep: float | int | None = None
     bytes: int | None = None
     flops: int | None = None
 

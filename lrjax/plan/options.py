@@ -1,12 +1,13 @@
 """Everything that may become of one weight: each candidate format and rank, and staying dense."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lrjax.decompose import Options, Spec
-from lrjax.errors import RankError, message
+from lrjax.errors import RankError
 from lrjax.metrics import Kind, TwoSided
 from lrjax.plan.allocation import Demand
 from lrjax.plan.budget import Currency
@@ -68,34 +69,37 @@ def dense_flops(target: Target) -> int:
     return 0 if target.lookup else 2 * target.size
 
 
-def choices(target: Target, kind: Kind, spectrum: np.ndarray, *, tile: int) -> Choices:
-    """All options of a weight with spectrum [*S, min(m, n)].
+def choices(
+    target: Target, kind: Kind, measured: Sequence[Any], total: float, *, tile: int
+) -> Choices:
+    """All options of a weight.
 
     Ranks are multiples of `tile` and below break-even; a spec whose rank is fixed has that one.
+
+    Args:
+        target: the weight.
+        kind: its metric.
+        measured: what `Spec.measure` found of it, for each candidate spec.
+        total: loss of dropping the weight.
+        tile: ranks are multiples of it.
 
     Raises:
         RankError: a fixed rank is impossible, or costs more than the dense weight.
     """
     specs: list[Spec | None] = []
     columns: list[tuple[int, int, float]] = []
-    total = float(np.sum(spectrum**2))
     *_, m, n = target.matrix_shape
     # reading a row of a factored table contracts its output side alone
     share = n / (m + n) if target.lookup else 1
     fixed = False
-    for spec in target.specs:
-        mine = _is_fixed(spec)
-        options = _spec_options(target, spec, spectrum)
-        fixed |= mine
-        for rank, params, flops, error in zip(
-            options.ranks, options.params, options.flops, options.error, strict=True
-        ):
-            if params >= target.size:
-                if mine:
-                    raise _above_break_even(target, spec, int(params))
-                continue
-            if mine or rank % tile == 0:
-                specs.append(spec.with_rank(int(rank)))
+    for spec, seen in zip(target.specs, measured, strict=True):
+        given = is_fixed(spec)
+        fixed |= given
+        for rank, params, flops, error in zip(*_spec_options(target, spec, seen), strict=True):
+            useful = params < target.size and np.all(np.asarray(rank) % tile == 0)
+            if given or useful:
+                size = int(rank) if np.ndim(rank) == 0 else tuple(map(int, rank))
+                specs.append(spec.with_rank(size))
                 columns.append((int(params), int(flops * share), float(error)))
     if not fixed:
         specs.append(None)
@@ -112,30 +116,14 @@ def choices(target: Target, kind: Kind, spectrum: np.ndarray, *, tile: int) -> C
     )
 
 
-def _spec_options(target: Target, spec: Spec, spectrum: np.ndarray) -> Options:
-    *_, m, n = target.matrix_shape
-    rank = getattr(spec, "rank", None)
+def is_fixed(spec: Spec) -> bool:
+    """Whether a spec says its own size."""
+    given = (getattr(spec, name, None) for name in ("rank", "ranks", "keep"))
+    return any(value is not None for value in given)
+
+
+def _spec_options(target: Target, spec: Spec, measured: Any) -> Options:
     try:
-        if isinstance(rank, int) and not 1 <= rank <= min(m, n):
-            expected = f"a rank from 1 to {min(m, n)}"
-            raise RankError(message(got=spec, expected=expected, todo="Correct the rank."))
-        return spec.options(target.leaf.shape, target.leaf.dtype, target.layout, spectrum)
+        return spec.options(target.leaf.shape, target.leaf.dtype, target.layout, measured)
     except RankError as e:
         raise RankError(f"{target.path}: {e}") from e
-
-
-def _is_fixed(spec: Any) -> bool:
-    return getattr(spec, "rank", None) is not None or getattr(spec, "keep", None) is not None
-
-
-def _above_break_even(target: Target, spec: Spec, params: int) -> RankError:
-    *_, m, n = target.matrix_shape
-    return RankError(
-        message(
-            path=target.path,
-            got=f"{spec} with {params} parameters",
-            expected=f"fewer than the dense weight's {target.size} "
-            f"(break-even rank of {m}x{n} is {m * n / (m + n):.1f})",
-            todo="Lower the rank, or map the weight to None to keep it dense.",
-        )
-    )

@@ -7,6 +7,7 @@ import numpy as np
 
 from lrjax import trees
 from lrjax.calibrate import Stats
+from lrjax.decompose import Spec
 from lrjax.errors import BudgetError, StatsError, message
 from lrjax.lift import WeightUse
 from lrjax.metrics import Kind, WeightStats, default_kind
@@ -17,7 +18,7 @@ from lrjax.plan.knapsack import least_cost
 from lrjax.plan.matching import Rule, Target, targets
 from lrjax.plan.options import Choices, choices, dense_flops
 from lrjax.plan.record import Entry, Plan
-from lrjax.plan.spectra import spectra
+from lrjax.plan.spectra import measure, spectra
 from lrjax.trees import Tree
 
 
@@ -93,26 +94,45 @@ def weight_stats(stats: Stats | None, path: str, kind: Kind | None = None) -> We
 def _options(
     planned: list[Target], stats: Stats | None, metric: Kind | None, tile: int
 ) -> dict[str, Choices]:
-    kinds: dict[str, Kind] = {}
-    bounds = []
-    tokens: dict[str, np.ndarray] = {}
-    for t in planned:
-        seen = weight_stats(stats, t.path)
-        own = {s.metric for s in t.specs if s.metric is not None}
-        if len(own) > 1:
-            todo = "Candidates of one weight are compared under one metric."
-            raise StatsError(message(path=t.path, got=own, expected="one metric", todo=todo))
-        kinds[t.path] = next(iter(own), metric or default_kind(seen))
-        bounds.append(bind(t.path, t.leaf, t.layout, kinds[t.path], seen))
-        counted = seen is not None and seen.rows is not None
-        tokens[t.path] = np.asarray(seen.rows.count if counted else 1.0, np.float64)
+    """Path -> everything that may become of the weight."""
+    seen = {t.path: weight_stats(stats, t.path) for t in planned}
+    kinds = {t.path: _kind(t, metric, seen[t.path]) for t in planned}
+    bounds = {t.path: bind(t.path, t.leaf, t.layout, kinds[t.path], seen[t.path]) for t in planned}
+    tokens = {path: _tokens(s) for path, s in seen.items()}
     most = max((float(n.max()) for n in tokens.values()), default=1.0) or 1.0
-    found = spectra(bounds)
-    # A weight that sees a share of the tokens adds that share of its loss to the model's.
-    share = {path: np.sqrt(n / most)[..., None] for path, n in tokens.items()}
-    return {
-        t.path: choices(t, kinds[t.path], share[t.path] * found[t.path], tile=tile) for t in planned
+    spectrum = spectra(list(bounds.values()))
+    special = [s for s in _families(planned) if type(s).measure is not Spec.measure]
+    measured = {
+        spec: measure(spec, [bounds[t.path] for t in planned if spec in _families([t])])
+        for spec in special
     }
+
+    def one(t: Target) -> Choices:
+        # A weight that sees a share of the tokens adds that share of its loss to the model's.
+        share = np.sqrt(tokens[t.path] / most)[..., None]
+        values = share * spectrum[t.path]
+        mine = [measured[s][t.path] if s in measured else values for s in t.specs]
+        return choices(t, kinds[t.path], mine, float(np.sum(values**2)), tile=tile)
+
+    return {t.path: one(t) for t in planned}
+
+
+def _families(planned: list[Target]) -> list[Spec]:
+    return list(dict.fromkeys(s for t in planned for s in t.specs))
+
+
+def _kind(t: Target, metric: Kind | None, seen: WeightStats | None) -> Kind:
+    own = {s.metric for s in t.specs if s.metric is not None}
+    if len(own) > 1:
+        todo = "Candidates of one weight are compared under one metric."
+        raise StatsError(message(path=t.path, got=own, expected="one metric", todo=todo))
+    return next(iter(own), metric or default_kind(seen))
+
+
+def _tokens(seen: WeightStats | None) -> np.ndarray:
+    """Tokens that each matrix of the stack has seen, [*S]."""
+    counted = seen is not None and seen.rows is not None
+    return np.asarray(seen.rows.count if counted else 1.0, np.float64)  # pyright: ignore
 
 
 def _groups(
@@ -180,9 +200,9 @@ def _money(
     """What the group's matrices may cost together."""
     match limit.currency:
         case Currency.PARAMS:
-            return int(limit.keep * sum(c.target.size for c in mine) + 1e-9)
+            return int(float(limit.keep or 0) * sum(c.target.size for c in mine) + 1e-9)
         case Currency.FLOPS:
-            return int(limit.flops)
+            return int(limit.flops or 0)
         case Currency.BYTES:
             leaves, _ = trees.flatten(params)
             alias = trees.shared(params) | {t.path: t.shared for t in matched if t.shared}
@@ -196,7 +216,7 @@ def _money(
                 and path not in alias
                 and not planned & {p for p, first in trees.shared(params).items() if first == path}
             )
-            return int(limit.bytes) - rest
+            return int(limit.bytes or 0) - rest
 
 
 def _unreachable(glob: str, limit: Budget, money: int, least: int, dense: int) -> BudgetError:

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import lrjax.plan
 from lrjax.decompose import SVD
 from lrjax.errors import ArtefactError, BudgetError, RankError, RuleError, ShapeError, StatsError
 from lrjax.formats import LowRank
@@ -237,7 +236,7 @@ class TestMistakes:
         with pytest.raises(RuleError):
             plan(params, {}, budget=Budget(keep=0.5))
         with pytest.raises(RuleError, match="a/kernel"):
-            plan(params, {"a/kernel": "svd"}, budget=Budget(keep=0.5))
+            plan(params, {"a/kernel": []}, budget=Budget(keep=0.5))
 
     def test_budget_below_the_least_reachable(self, params):
         least = (64 + 84 + 90 + 150) / SIZE
@@ -254,9 +253,14 @@ class TestMistakes:
         with pytest.raises(BudgetError, match="stack"):
             plan(params, KERNELS, budget={"**/kernel": Budget(keep=0.5)})
 
-    @pytest.mark.parametrize("rank", [0, -1, 15, 1000])
+    @pytest.mark.parametrize("rank", [0, -1])
+    def test_ranks_below_one(self, rank):
+        with pytest.raises(RankError, match=f"rank={rank}"):
+            SVD(rank=rank)
+
+    @pytest.mark.parametrize("rank", [16, 25, 1000])
     def test_impossible_ranks_and_ranks_above_break_even(self, params, rank):
-        """40 x 24: break-even is at 15."""
+        """40 x 24: break-even is at 15; rank 15 costs as much as the dense weight."""
         with pytest.raises(RankError, match="a/kernel"):
             plan(params, {"a/kernel": SVD(rank=rank)})
 
@@ -270,7 +274,7 @@ class TestMistakes:
         with pytest.raises(ShapeError, match=r"w: .*factored already"):
             plan({"w": w}, {"w": SVD()}, budget=Budget(keep=0.5))
 
-    @pytest.mark.parametrize("tile", [0, 1.5, True])
+    @pytest.mark.parametrize("tile", [0, -8, True])
     def test_tiles(self, params, tile):
         with pytest.raises(BudgetError, match="tile"):
             plan(params, KERNELS, budget=Budget(keep=0.5), tile=tile)
@@ -278,12 +282,8 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "limits",
         [{}, {"keep": 0.5, "bytes": 3}, {"keep": 0}, {"keep": 1.5}, {"keep": float("nan")},
-         {"keep": True}, {"bytes": -1}, {"flops": "many"}],
+         {"keep": True}, {"bytes": -1}, {"flops": 0}],
     )  # fmt: skip
     def test_malformed_budgets(self, limits):
         with pytest.raises(BudgetError):
             Budget(**limits)
-
-
-def test_public_names():
-    assert set(lrjax.plan.__all__) >= {"Budget", "Global", "Plan", "Uniform", "plan"}
