@@ -20,6 +20,9 @@ from lrjax.lift.sites import Site
 from lrjax.lift.values import Touch, Val
 from lrjax.lift.view import At, Scanned
 
+# Elementwise primitives that keep a sum of networks one; the others are noted as uses.
+LINEAR = frozenset("add add_any sub mul div neg select_n".split())
+
 # Elementwise primitives: a weight stays the same weight through them if the other operands are
 # computed from parameters alone (a weight norm, a LoRA sum, a scale).
 ELEMENTWISE = frozenset(
@@ -146,7 +149,7 @@ class Reader:
         ]
         best = max(same, key=lambda v: len(v.view.axes), default=None)
         for v in vals:
-            if best is not None and v is not best:
+            if best is not None and (v is not best or eqn.primitive.name not in LINEAR):
                 self._touch(v, eqn)
         return best and Val(best.view, True)
 

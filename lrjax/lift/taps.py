@@ -54,7 +54,7 @@ class Tap:
 Reduce = Callable[[Tap, Any, Any], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tapped:
     """A function that also returns the sums of its taps.
 

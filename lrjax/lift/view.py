@@ -15,7 +15,7 @@ from typing import Any
 class Scanned:
     """The index is the counter of one scan."""
 
-    scan: int
+    scan: tuple[int, ...]
 
 
 @dataclass(frozen=True)
