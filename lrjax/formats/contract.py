@@ -9,7 +9,7 @@ never form. `Order.FLOPS` allows every step, and may form the weight where that 
 import enum
 import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +63,7 @@ def contract(
       out_dtype: dtype of the result; by default the promoted dtype of the operands.
     """
     ids = {label: i for i, label in enumerate(dict.fromkeys(k for _, ls in operands for k in ls))}
-    arrays = [_diagonal(jnp.asarray(x), tuple(ids[k] for k in ls)) for x, ls in operands]
+    arrays = [_diagonal(_array(x), tuple(ids[k] for k in ls)) for x, ls in operands]
     target = tuple(ids[k] for k in out)
     sizes = {i: n for x, ls in arrays for i, n in zip(ls, x.shape, strict=True)}
     path = plan(
@@ -73,7 +73,7 @@ def contract(
         order,
         activations,
     )
-    dtype = jnp.result_type(*(x.dtype for x, _ in arrays))
+    dtype = promoted(x.dtype for x, _ in arrays)
     alive: list[Labelled | None] = list(arrays)
     for k, (i, j) in enumerate(path.steps):
         a, b = alive[i], alive[j]
@@ -83,11 +83,22 @@ def contract(
         keep = set(target).union(*(x[1] for x in alive if x is not None))
         last = k == len(path.steps) - 1
         y, ls = _pair(a, b, keep, dtype, precision, out_dtype if last else None)
-        alive.append((y if last else y.astype(dtype), ls))
+        alive.append((y if last else cast(y, dtype), ls))
     y, ls = next(x for x in alive if x is not None)
     y, ls = _presum(y, ls, set(target))
     y = _spread(y, ls, target, sizes)
-    return y.astype(dtype if out_dtype is None else out_dtype)
+    return cast(y, dtype if out_dtype is None else out_dtype)
+
+
+def promoted(dtypes: Iterable[Any]) -> Any:
+    """The dtype that arrays of these dtypes have together."""
+    unique = set(dtypes)
+    return unique.pop() if len(unique) == 1 else jnp.result_type(*unique)
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """`x.astype(dtype)`, at no cost while tracing if there is nothing to do."""
+    return x if x.dtype == dtype else x.astype(dtype)
 
 
 @functools.lru_cache(8192)
@@ -180,14 +191,14 @@ def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], size
 def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype):
     """Contract two labelled arrays, summing the labels that are not in `keep`."""
     (x, la), (y, lb) = a, b
-    x, la = _presum(x.astype(dtype), la, keep | set(lb))
-    y, lb = _presum(y.astype(dtype), lb, keep | set(la))
+    x, la = _presum(cast(x, dtype), la, keep | set(lb))
+    y, lb = _presum(cast(y, dtype), lb, keep | set(la))
     both = [k for k in la if k in lb]
     summed = [k for k in both if k not in keep]
     if not summed:  # a scaling or an outer product keeps the layout of the activation
         ls = la + tuple(k for k in lb if k not in la)
         z = _aligned(x, la, ls) * _aligned(y, lb, ls)
-        return (z if out_dtype is None else z.astype(out_dtype)), ls
+        return (z if out_dtype is None else cast(z, out_dtype)), ls
     batch = [k for k in both if k in keep]
     ls = (*batch, *(k for k in la if k not in both), *(k for k in lb if k not in both))
     axes = lambda of, which: tuple(of.index(k) for k in which)
@@ -213,6 +224,10 @@ def _aligned(x: Array, ls: tuple[int, ...], out: tuple[int, ...]) -> Array:
     inside = [k for k in out if k in ls]
     x = x.transpose([ls.index(k) for k in inside]) if list(ls) != inside else x
     return jnp.expand_dims(x, [i for i, k in enumerate(out) if k not in ls])
+
+
+def _array(x: Any) -> Array:
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 def _diagonal(x: Array, ls: tuple[int, ...]):

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from lrjax.errors import ShapeError, message
-from lrjax.formats.contract import Order
+from lrjax.formats.contract import Order, cast, promoted
 from lrjax.formats.network import Network, Unsupported
 from lrjax.formats.product import contract_networks, join_networks
 
@@ -99,7 +99,7 @@ class LazyArray(Operators):
     @property
     def dtype(self) -> Any:
         """The promoted dtype of all operands."""
-        return jnp.result_type(*(part.dtype for part in self.terms))
+        return promoted(part.dtype for part in self.terms)
 
     def map(self, f: Callable[[Network], Network], axis: int | None = None) -> "LazyArray":
         """Apply a linear function to every network.
@@ -127,7 +127,7 @@ class LazyArray(Operators):
             return lax.concatenate([part.dense() for part in self.terms], self.axis)
         ls = tuple(range(self.ndim))
         parts = [contract_networks([(net, ls)], ls) for net in self.terms]
-        return functools.reduce(operator.add, parts).astype(self.dtype)
+        return cast(functools.reduce(operator.add, parts), self.dtype)
 
 
 def as_lazy(x: Any) -> Any:
@@ -182,7 +182,7 @@ def product(
         nets = tuple(join_networks(list(zip(c, labels, strict=True)), out) for c in choices)
         return LazyArray(nets, None, weights[0][0].name if weights else "?")
     if out_dtype is None:
-        out_dtype = jnp.result_type(*(x.dtype for x, _ in dense + weights))
+        out_dtype = promoted(x.dtype for x, _ in dense + weights)
     parts = [
         contract_networks(
             list(zip(c, labels, strict=True)),

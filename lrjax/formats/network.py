@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lrjax.errors import ShapeError, message
+from lrjax.formats.contract import promoted
 
 
 class Unsupported(Exception):
@@ -77,7 +77,7 @@ class Network:
     @property
     def dtype(self) -> Any:
         """The promoted dtype of the operands."""
-        return jnp.result_type(*(x.dtype for x in self.operands))
+        return promoted(x.dtype for x in self.operands)
 
     def fresh(self) -> int:
         """A label that this network does not use."""

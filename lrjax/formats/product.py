@@ -51,10 +51,11 @@ def join(
             node = parent[node]
         return node
 
+    sizes = [net.sizes for net in nets]
+
     def group(place):
         i, d = place
-        sizes = nets[i].sizes
-        return [(i, k) for k in nets[i].dims[d] if sizes[k] != 1]
+        return [(i, k) for k in nets[i].dims[d] if sizes[i][k] != 1]
 
     for places in where.values():
         for place in places[1:]:
