@@ -130,16 +130,19 @@ def _solve(w, rows, cols, key, *, rank: int, method: Method):
 
     def single(w: Array, rows: Array | None, cols: Array | None):
         rows, cols, units = _normalised(rows, cols)
-        whitened, inverse = _whiten_cols(w, cols)
+        inverse = None
         if wide:
-            # The shorter side: u of S^.5 W W' S^.5, then V' = u' S^.5 W / s, images W V.
-            lead = method.leading(Normal(_weigh_root(whitened, rows).T), rank, key)
-            s = jnp.sqrt(lead.energy)
-            kept = s > jnp.finfo(s.dtype).eps * s[0]
-            vectors = lead.images * jnp.where(kept, 1 / jnp.where(kept, s, 1), 0)[:, None]
-            images = Normal(whitened, None, lead.unit).image(vectors)
-            lead = lead._replace(vectors=vectors, images=images)
+            # The shorter side, A = rows^.5 W: u of A cols A', then right = u' A / s and
+            # left = W cols right'. No root of cols, the larger moment, is needed.
+            lead = method.leading(Normal(_weigh_root(w, rows).T, cols), rank, key)
+            weighted = lead.images if cols is None else _times(lead.images, cols)
+            energy = jnp.sum(lead.images * weighted, axis=1)
+            kept = energy > jnp.finfo(energy.dtype).eps ** 2 * energy[0]
+            share = jnp.where(kept, lax.rsqrt(jnp.where(kept, energy, 1)), 0)[:, None]
+            images = Normal(w, None, lead.unit).image(weighted * share)
+            lead = lead._replace(vectors=lead.images * share, images=images)
         else:
+            whitened, inverse = _whiten_cols(w, cols)
             lead = method.leading(Normal(whitened, rows), rank, key)
         lead, deficient = settle(lead)
         right = lead.vectors if inverse is None else _times(lead.vectors, inverse)
@@ -171,9 +174,10 @@ def _residual(w, left, right, rows, cols):
 def _spectrum(w, rows, cols):
     def single(w: Array, rows: Array | None, cols: Array | None):
         rows, cols, units = _normalised(rows, cols)
-        whitened, _ = _whiten_cols(w, cols)
         if w.shape[0] < w.shape[1]:
-            whitened, rows = _weigh_root(whitened, rows).T, None
+            # The shorter side takes the root; the larger moment enters the Gram as it is.
+            w, rows, cols = _weigh_root(w, rows).T, cols, None
+        whitened, _ = _whiten_cols(w, cols)
         problem, finite = Normal(whitened, rows).scaled(whitened)
         gram = problem.gram()
         finite &= jnp.isfinite(jnp.sum(gram))
