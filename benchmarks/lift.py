@@ -1,9 +1,9 @@
-"""What lift costs: tracing against the plain function, and compiled speed against hand-written factors.
+"""What lift costs: tracing against the plain function, running against hand-written factors.
 
     python benchmarks/lift.py [--repeats 15] [--out lift.json]
 
-A 12-layer transformer, unrolled and scanned.  Peers run in one process, interleaved; medians are reported.
-`hand` is the same model written on factors: x @ left @ right.
+A 12-layer transformer, unrolled and scanned.  Peers run in one process, interleaved; medians are
+reported. `hand` is the same model written on factors: x @ left @ right.
 """
 
 import argparse
@@ -28,8 +28,10 @@ WIDTH, HEADS, HIDDEN, LAYERS, RANK, VOCAB = 256, 8, 1024, 12, 48, 1000
 
 
 class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
     @nn.compact
-    def __call__(self, x, _):
+    def __call__(self, x, _):  # noqa: D102
         h = nn.LayerNorm()(x)
         x = x + nn.MultiHeadDotProductAttention(HEADS)(h)
         h = nn.Dense(HIDDEN)(nn.LayerNorm()(x))
@@ -37,10 +39,12 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
+    """A transformer; the benchmark's subject, as anybody would write it."""
+
     scanned: bool
 
     @nn.compact
-    def __call__(self, tokens):
+    def __call__(self, tokens):  # noqa: D102
         x = nn.Embed(VOCAB, WIDTH)(tokens)
         if self.scanned:
             scan = nn.scan(

@@ -1,8 +1,8 @@
 """Equations that evaluate jaxprs, rebuilt through the public functions that make them.
 
-Lazy arrays are pytrees, so that they cross `jax.checkpoint` and closures as they are.  A stacked lazy array is
-scanned by its operands; what a loop hands on unchanged (constants in the carry, parameters returned from a
-scan over modules) is taken out of the loop and handed on outside.
+Lazy arrays are pytrees, so that they cross `jax.checkpoint` and closures as they are.  A stacked
+lazy array is scanned by its operands; what a loop hands on unchanged (constants in the carry,
+parameters returned from a scan over modules) is taken out of the loop and handed on outside.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ def inline(it: Interpreter, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sum
 def custom_vjp(it: Interpreter, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
     """The primal function; whoever differentiates it is told that the rule is not used.
 
-    The rule's backward pass is written for a dense weight and hands back its dense cotangent, so that it
-    cannot stand; as a rule it says what the derivative is anyway, only faster or more stably.
+    The rule's backward pass is written for a dense weight and hands back its dense cotangent, so
+    that it cannot stand; mostly it says what the derivative is anyway, only faster or more stably.
     """
     outs, found = it.run(jaxprs.body(eqn), vals, (*at, 0), seeds)
     if not any(isinstance(v, LazyArray) for v in vals):

@@ -3,9 +3,10 @@
 Two domains share it: `lift` (values are arrays or lazy arrays) and taps (values are arrays; chosen
 equations also yield sums).  What every domain needs from sub-jaxprs is in `control.py`.
 
-A run takes `seeds` and returns `found`, both {place: pytree}.  A place is the position of an equation: its
-index, then for every level of nesting the branch and the index in it.  Seeds go down to their equation, sums
-come up from it, through scan, remat, cond and while alike, as ordinary values.
+A run takes `seeds` and returns `found`, both {place: pytree}.  A place is the position of an
+equation: its index, then for every level of nesting the branch and the index in it.  Seeds go down
+to their equation, sums come up from it, through scan, remat, cond and while alike, as ordinary
+values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ class Interpreter:
         return False
 
     def dense(self, x: Any, why: str) -> Any:
-        """x as an array that a control primitive can carry."""
+        """The value as an array that a control primitive can carry."""
         del why
         return x
 

@@ -1,7 +1,8 @@
 """Reading jaxprs: the one place that depends on what a version of jax calls things.
 
 Known differences between jax 0.10 and 0.12:
-- `scan` counted its operands in `num_consts` and `num_carry`; since 0.11 a flat tree `ft_in` groups them.
+- `scan` counted its operands in `num_consts` and `num_carry`; since 0.11 a flat tree `ft_in`
+  groups them.
 - A closed jaxpr was a class of its own; since 0.12 a jaxpr carries its constants itself.
 """
 
@@ -122,8 +123,8 @@ class Lookup(NamedTuple):
 def lookup(eqn: Any) -> Lookup | None:
     """A gather as a lookup of whole rows along one dim; None if it is another gather.
 
-    Under vmap, `w[i]` becomes a gather that gives a start for every dim; where the slice is the whole dim
-    the only start in range is 0, which "clip" and "promise_in_bounds" make of any.
+    Under vmap, `w[i]` becomes a gather that gives a start for every dim; where the slice is the
+    whole dim the only start in range is 0, which "clip" and "promise_in_bounds" make of any.
     """
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape, starts = eqn.invars[0].aval.shape, numbers.start_index_map

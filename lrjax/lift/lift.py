@@ -34,21 +34,28 @@ def lift(
 ) -> Callable[..., R]:
     """`fn`, accepting factored arrays anywhere in its arguments in place of dense ones.
 
-    `fn` is traced with the dense shapes; the program is then evaluated with factors flowing through it, so
-    that no dense weight forms.  Without a factored argument, `fn` is called as it is.  Arguments that are no
-    arrays stay Python values.  Parameters that `fn` returns unchanged come back as they went in.
+    `fn` is traced with the dense shapes; the program is then evaluated with factors flowing
+    through it, so that no dense weight forms.  Without a factored argument, `fn` is called as it
+    is.  Arguments that are no arrays stay Python values.  Parameters that `fn` returns unchanged
+    come back as they went in.
 
-    Wrap the result in `jax.jit`; put `jax.grad` outside.  A custom derivative rule stays in force unless a
-    factored weight passes through it: then the derivative is that of the primal function, with a warning for
-    `custom_vjp`, when a gradient is taken.
+    Wrap the result in `jax.jit`; put `jax.grad` outside.  A custom derivative rule stays in force
+    unless a factored weight passes through it: then the derivative is that of the primal function,
+    with a warning for `custom_vjp` when a gradient is taken.
+
+    What only takes a row of a weight (`w[i]` as a scale or bias) gets that row: no matrix forms.
 
     Args:
-      fn: any traceable function: `model.apply`, a function over `nnx.merge`, an Equinox call, plain JAX.
-      on_dense: what to do where only the dense weight will do: refuse, warn and go on, or just go on.
-      order: contraction order: STREAM sends the activation through every factor; FLOPS takes the cheapest.
+      fn: any traceable function: `model.apply`, a function over `nnx.merge`, an Equinox call,
+        plain JAX.
+      on_dense: what to do where only the dense weight will do: refuse, warn and go on, or just go
+        on.
+      order: contraction order: STREAM sends the activation through every factor; FLOPS takes the
+        cheapest.
 
     Raises:
-      DensifyError: while tracing, if a use has no form on factors; names path, primitive, shape and line.
+      DensifyError: while tracing, if a use has no form on factors; names path, primitive, shape
+        and line.
     """
     if on_dense not in ("error", "warn", "allow"):
         got = f"on_dense={on_dense!r}"
@@ -93,13 +100,16 @@ class Lift(Interpreter, Context):
         self.on_dense, self.order = on_dense, order
 
     def takes(self, eqn: Any, vals: Sequence[Any], at: Place) -> bool:
+        """A factored operand."""
         del eqn, at
         return any(type(v) is LazyArray for v in vals)
 
     def control(self, eqn: Any) -> Callable[..., Step] | None:
+        """Shared by all domains."""
         return control.rule_for(eqn.primitive.name)
 
     def leaf(self, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
+        """By the rule; without one the operand is rebuilt, if that is allowed."""
         del at, seeds
         rule, why = RULES.get(eqn.primitive.name), "there is no rule for it"
         if eqn.primitive.name in ELEMENTWISE:
@@ -114,6 +124,7 @@ class Lift(Interpreter, Context):
         return jaxprs.bind(eqn, [self.dense(v, why) for v in vals]), {}
 
     def dense(self, x: Any, why: str) -> Any:
+        """The dense array, if that is allowed."""
         if not isinstance(x, LazyArray):
             return x
         if self.on_dense != "allow" and not _is_vector(x):

@@ -157,7 +157,8 @@ def _site(
             left = right = None
     site = Site(
         at, w.view.root, use, operand, eqn.primitive.name, reader.source(),
-        kind.rows, kind.cols, kind.stack, stack, left, right, y_axes, key, eqn.outvars[0].aval.dtype,
+        kind.rows, kind.cols, kind.stack, stack, left, right, y_axes, key,
+        eqn.outvars[0].aval.dtype,
     )  # fmt: skip
     reader.sites.append(site)
     return site

@@ -1,4 +1,4 @@
-"""What moving primitives do to a view: the static side of `rules/shape.py` and `rules/indexing.py`."""
+"""What moving primitives do to a view: the static side of the rules for shapes and indexing."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -10,9 +10,10 @@ from lrjax.lift.lift import OnDense, lift
 def call(model: nnx.Module, *args: Any, on_dense: OnDense = "error", **kwargs: Any) -> Any:
     """`model(*args, **kwargs)` where `nnx.Param`s may hold factored arrays.
 
-    `lift` works on pure functions, so that an NNX module passed through it would lose its updates (running
-    means, dropout counts, caches) silently.  Here the module is split, the lifted call returns the state that
-    is not a parameter, and `nnx.update` writes it back.  Works inside `nnx.jit` and `nnx.grad`.
+    `lift` works on pure functions, so that an NNX module passed through it would lose its updates
+    (running means, dropout counts, caches) silently.  Here the module is split, the lifted call
+    returns the state that is not a parameter, and `nnx.update` writes it back.  Works inside
+    `nnx.jit` and `nnx.grad`.
 
     Args:
       model: the module; its non-parameter state is updated in place, as by an ordinary call.

@@ -1,8 +1,9 @@
 """The reader: follows every value of a program back to the array that it is a view of.
 
-An abstract evaluation of a jaxpr.  Each value is a view of a root: a parameter, or a number that stands for
-what computed it, so that equal computations (the same cast, the same reshape) have equal numbers.  Where a
-weight's view meets an activation the reader notes a site; other uses of parameters it notes as such.
+An abstract evaluation of a jaxpr.  Each value is a view of a root: a parameter, or a number that
+stands for what computed it, so that equal computations (the same cast, the same reshape) have
+equal numbers.  Where a weight's view meets an activation the reader notes a site; other uses of
+parameters it notes as such.
 """
 
 from collections.abc import Hashable, Sequence
@@ -26,13 +27,13 @@ LINEAR = frozenset("add add_any sub mul div neg select_n".split())
 # Elementwise primitives: a weight stays the same weight through them if the other operands are
 # computed from parameters alone (a weight norm, a LoRA sum, a scale).
 ELEMENTWISE = frozenset(
-    "add add_any sub mul div neg max min pow integer_pow square exp log log1p expm1 tanh logistic sqrt "
-    "rsqrt abs sign select_n clamp erf round floor ceil".split()
+    "add add_any sub mul div neg max min pow integer_pow square exp log log1p expm1 tanh logistic "
+    "sqrt rsqrt abs sign select_n clamp erf round floor ceil".split()
 )
 
 
 class Reader:
-    """Reads one program; afterwards `sites`, `touches` and `biases` say what it does with parameters."""
+    """Reads a program; `sites`, `touches` and `biases` then say what it does with parameters."""
 
     def __init__(self) -> None:
         self.sites: list[Site] = []
@@ -207,7 +208,7 @@ def _move_parts(eqn: Any, joined: Val) -> Val | None:
 
 
 def _wrapped_index(reader: Reader, vals: list[Val]) -> Val | None:
-    """`where(i < 0, i + n, i)`, which indexing inserts, is i counted from the end where negative."""
+    """`where(i < 0, i + n, i)`, which indexing inserts, is i counted from the end if negative."""
     if len(vals) != 3 or vals[1].weight:
         return None
     index, test, moved = vals[1], reader.key(vals[0]), reader.key(vals[2])

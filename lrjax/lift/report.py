@@ -24,8 +24,10 @@ class Use:
     rows   contracted, looked-up or convolved (spatial and input) dims, ascending
     cols   dims that appear in the output, ascending
     stack  batched, scanned or indexed dims: one matrix for each position
-    tap    id of the distinct activation: uses that see the same values share it ("" where there is none)
-    out    id of the output gradient's store: one for each weight and orientation ("" where there is none)
+    tap    id of the distinct activation: uses that see the same values share it; "" if none is
+           taken
+    out    id of the output gradient's store: one for each weight and orientation; "" if none is
+           taken
     """
 
     kind: UseKind

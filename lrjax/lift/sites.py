@@ -1,8 +1,8 @@
 """Sites: where a weight meets an activation, and how to bring both sides to matrices.
 
-A site pairs the axes of a weight's view with the axes of the activation (rows), of both (batch) and of the
-output (columns).  From that follow the dims of the dense weight that are rows, columns and stack, and for
-each side the moves that bring it to [*stack, tokens, width].
+A site pairs the axes of a weight's view with the axes of the activation (rows), of both (batch)
+and of the output (columns).  From that follow the dims of the dense weight that are rows, columns
+and stack, and for each side the moves that bring it to [*stack, tokens, width].
 """
 
 import math
@@ -37,8 +37,9 @@ class Piece:
 class Side:
     """How an array becomes [*stack, tokens, width].
 
-    An array is cut along `cut` (axis, start, size), reshaped to `split`, transposed so that the axes `stack`,
-    `tokens` and `width` follow each other; partial width axes are padded by zeros to `wholes` from `starts`.
+    An array is cut along `cut` (axis, start, size), reshaped to `split`, transposed so that the
+    axes `stack`, `tokens` and `width` follow each other; partial width axes are padded by zeros to
+    `wholes` from `starts`.
     """
 
     cut: tuple[int, int, int] | None

@@ -1,8 +1,8 @@
 """The interpreter that taps: at chosen sites it reduces the activation, and marks the output.
 
-A mark is the identity with an extra operand, the seed; its backward pass hands the reduced output gradient
-back as the seed's gradient.  So the sums of gradients come out of `jax.grad` with respect to the seeds,
-and travel through scan, remat, cond and vmap by jax's own rules.
+A mark is the identity with an extra operand, the seed; its backward pass hands the reduced output
+gradient back as the seed's gradient.  So the sums of gradients come out of `jax.grad` with respect
+to the seeds, and travel through scan, remat, cond and vmap by jax's own rules.
 """
 
 import math
@@ -51,16 +51,20 @@ class Taps(Lift):
         self.on_way = {place[:k] for place in work for k in range(1, len(place))}
 
     def takes(self, eqn: Any, vals: Sequence[Any], at: Place) -> bool:
+        """A site, or a program around one."""
         return at in self.on_way or super().takes(eqn, vals, at)
 
     def stacked(self, place: Place, at: Place) -> bool:
+        """The weight is scanned there."""
         return at in self.work[place].site.scans
 
     def pending(self, at: Place, *, stacked: bool) -> bool:
+        """Activations are observed there."""
         found = under(self.work, at)
         return any(w.input and self.stacked(p, at) == stacked for p, w in found.items())
 
     def leaf(self, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums) -> Step:
+        """Observe, evaluate, mark."""
         here = under(self.work, at)
         found = {place: self._observe(w, eqn, vals) for place, w in here.items() if w.input}
         lazy = any(is_lazy(v) for v in vals)

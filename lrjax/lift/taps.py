@@ -5,19 +5,21 @@
     grads = jax.grad(lambda seeds: loss(tapped(params, *args, seeds=seeds)[0]))(tapped.seeds)
 
 `inputs(tap, x, mask)` reduces one activation to sums; `outputs(tap, g, mask)` reduces one output
-gradient.  Both are pure and return a pytree of arrays that *add up* over calls; every array starts with
-the stack axes that x (or g) starts with: all its axes before [tokens, width].  They are called once for each
-distinct activation (or output) and traced there, in place: inside scan (which hides its own stack axis from
-them and puts it back in front), remat, cond, vmap and jit.  Nothing but their sums is kept.
+gradient.  Both are pure and return a pytree of arrays that *add up* over calls; every array starts
+with the stack axes that x (or g) starts with: all its axes before [tokens, width].  They are
+called once for each distinct activation (or output) and traced there, in place: inside scan (which
+hides its own stack axis from them and puts it back in front), remat, cond, vmap and jit.  Nothing
+but their sums is kept.
 
     tap.kind   DOT, CONV: x is [*stack, tokens, tap.width], in x's own dtype
                LOOKUP:    x is [*stack, tap.width], float32: how often each row was looked up
                (for outputs g is [*stack, tokens, tap.width] for every kind)
-    mask       [tokens] boolean, False where a token is padding, or None where the mask that was passed does not
-               fit the tokens of this place; never given for LOOKUP inputs, whose counts leave masked tokens out
+    mask       [tokens] boolean, False where a token is padding, or None where the mask that was
+               passed does not fit the tokens of this place; never given for LOOKUP inputs, whose
+               counts leave masked tokens out
 
-Rows and columns run in the order of the dense weight's own dims (`Use.rows`, `Use.cols`, ascending), so
-that x and g match `matricize(w, layout)`.
+Rows and columns run in the order of the dense weight's own dims (`Use.rows`, `Use.cols`,
+ascending), so that x and g match `matricize(w, layout)`.
 """
 
 import math
@@ -82,11 +84,13 @@ class Tapped:
           params: parameters, dense or factored.
           args: arguments of fn.
           seeds: `self.seeds`, if output gradients are wanted.
-          mask: booleans over the first axes of the tokens, [batch, length] or [tokens]: False is padding.
+          mask: booleans over the first axes of the tokens, [batch, length] or [tokens]: False is
+            padding.
           kwargs: arguments of fn.
 
         Raises:
-          StatsError: for these arguments the function uses its weights otherwise than for the example.
+          StatsError: for these arguments the function uses its weights otherwise than for the
+            example.
         """
         program = trace(self.fn, params, args, kwargs)
         read = survey(program)
@@ -117,7 +121,8 @@ def with_taps(
 ) -> Tapped:
     """Tap the activations (and output gradients) of the weights whose path `select` accepts.
 
-    Arguments are examples, arrays or shapes; the result may be called with others, also under jit, vmap and grad.
+    Arguments are examples, arrays or shapes; the result may be called with others, also under jit,
+    vmap and grad.
 
     Args:
       fn: the function, as for `lift`.
@@ -158,7 +163,7 @@ def _work(
     outputs: Mapping[str, Tap],
     reducers: tuple[Reduce | None, Reduce | None],
 ) -> dict[tuple[int, ...], Work]:
-    """What to do at each place: each activation is observed once for a tap, each output everywhere."""
+    """What to do at each place: an activation is observed once for a tap, outputs everywhere."""
     known = {tap for _, tap, _ in read.sites}
     if missing := [tap for tap in inputs if tap not in known]:
         todo = "Calibrate with arguments that take the same way through the function."

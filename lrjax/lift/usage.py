@@ -21,8 +21,9 @@ from lrjax.lift.values import Param, Val
 def usage(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Usage:
     """How `fn(params, *args, **kwargs)` uses each leaf of `params`.
 
-    Nothing is evaluated: `fn` is traced, and every weight is followed through transposes, reshapes, slices,
-    casts, scans and calls to where it is used.  Dims are those of the dense weight.
+    Nothing is evaluated: `fn` is traced, and every weight is followed through transposes,
+    reshapes, slices, casts, scans and calls to where it is used.  Dims are those of the dense
+    weight.
 
     Args:
       fn: the function, as for `lift`.
@@ -115,7 +116,7 @@ def _side(site: Site) -> tuple[Any, ...]:
 
 
 def _names(sites: Sequence[Site]) -> tuple[dict[Any, str], dict[Any, str]]:
-    """Ids: weights that see the same set of activations share a tap; outputs are each weight's own."""
+    """Ids: weights that see the same set of activations share a tap; outputs are their own."""
     sees: dict[Any, set[Any]] = {}
     for site in sites:
         if site.key is not None:

@@ -1,8 +1,8 @@
 """Views: how a value is an array's own dims, split, merged, permuted, sliced and indexed.
 
 A root array has dims 0, 1, ...; a view of it has, for each of its own dims, the axes merged in it
-(row-major), each a run along one dim of the root.  Axes that were indexed away are kept as `fixed`, so
-that the root's dims are always accounted for.  Purely static: no arrays here.
+(row-major), each a run along one dim of the root.  Axes that were indexed away are kept as
+`fixed`, so that the root's dims are always accounted for.  Purely static: no arrays here.
 """
 
 import math
@@ -20,7 +20,7 @@ class Scanned:
 
 @dataclass(frozen=True)
 class At:
-    """The index is the value of a variable of the traced program; with `many`, one index a token."""
+    """The index is the value of a variable of the program; with `many`, one index a token."""
 
     var: Any
     many: bool = False
@@ -49,10 +49,12 @@ class View:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
+        """All axes, in row-major order."""
         return tuple(a for d in self.dims for a in d)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the view."""
         return tuple(math.prod(a.size for a in d) for d in self.dims)
 
 
@@ -62,6 +64,7 @@ def whole(root: Any, shape: Sequence[int]) -> View:
 
 
 def transpose(view: View, perm: Sequence[int]) -> View:
+    """Permute the dims."""
     return replace(view, dims=tuple(view.dims[p] for p in perm))
 
 
@@ -78,6 +81,7 @@ def broadcast(view: View, shape: Sequence[int], where: Sequence[int]) -> View:
 
 
 def squeeze(view: View, dims: Sequence[int]) -> View:
+    """Remove dims of size one."""
     gone = [a for d in dims for a in view.dims[d] if a.dim is not None]
     kept = tuple(d for k, d in enumerate(view.dims) if k not in dims)
     return View(view.root, kept, view.fixed + tuple(gone))

@@ -44,7 +44,7 @@ def factor(params, layouts=None, rank=RANK, where=lambda path: True):
 
 
 def dense_values(fn, *args):
-    """Shapes of values in fn's program that have as many elements, and the dims, of a factored argument."""
+    """Values in fn's program with the dims, or as a vector the size, of a factored argument."""
     weights = [
         x for x in jax.tree.leaves(args, is_leaf=trees.is_weight_leaf) if trees.is_weight_leaf(x)
     ]

@@ -1,4 +1,4 @@
-"""Programs inside programs: scan, while, cond, remat, custom derivatives, and transformations around lift."""
+"""Programs inside programs, and transformations around lift."""
 
 import functools
 

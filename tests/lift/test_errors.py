@@ -51,8 +51,10 @@ REFUSED = {
     "divisor": lambda w, x: x @ (1 / w),
     "inverse": lambda w, x: jnp.linalg.svd(w)[1],
     "carry": lambda w, x: jax.lax.scan(lambda c, _: (c * 2, None), w, None, length=2)[0].sum(),
-    "branch": lambda w, x: x @ jax.lax.cond(x[0, 0] > 0, lambda: w, lambda: 0 * w + jnp.ones((12, 18))),
-}  # fmt: skip
+    "branch": lambda w, x: (
+        x @ jax.lax.cond(x[0, 0] > 0, lambda: w, lambda: 0 * w + jnp.ones((12, 18)))
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

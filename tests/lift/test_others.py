@@ -122,7 +122,7 @@ def fused(p, x):
     """nanoGPT's fused qkv, a cosine head, a mixture of experts by one-hot dispatch."""
     q, k, v = jnp.split(x @ p["qkv"] + p["b"], 3, axis=-1)
     x = x + jax.nn.softmax(q @ jnp.swapaxes(k, -1, -2)) @ v
-    wq, wk, wv = jnp.split(p["qkv"], 3, axis=-1)
+    wq, wk, _ = jnp.split(p["qkv"], 3, axis=-1)
     x = x + jnp.tanh(x @ wq) @ wk.T + x @ p["qkv"][:, 28:]
     gates = jax.nn.softmax(x @ p["router"])
     top, which = lax.top_k(gates, 2)

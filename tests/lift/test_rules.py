@@ -21,7 +21,9 @@ MATRIX = {
     "vector": lambda w, x: x[0] @ w,
     "left": lambda w, x: w.T @ x.T,
     "transposed": lambda w, x: (x @ w) @ w.T,
-    "bf16": lambda w, x: (x.astype("bfloat16") @ w.astype("bfloat16")).astype("float32") * 0 + x @ w,
+    "bf16": lambda w, x: (
+        (x.astype("bfloat16") @ w.astype("bfloat16")).astype("float32") * 0 + x @ w
+    ),
     "scale": lambda w, x: x @ (w * 0.5 / 3),
     "scalar_array": lambda w, x: x @ (w * x[0, 0]),
     "rows_scaled": lambda w, x: x @ (w * x[0][:, None]),
@@ -48,7 +50,9 @@ MATRIX = {
     "heads_out": lambda w, x: jnp.einsum("thk,hkd->td", x.reshape(5, 4, 3), w.reshape(4, 3, 18)),
     "merge_after_swap": lambda w, x: x @ w.reshape(12, 3, 6).transpose(0, 2, 1).reshape(12, 18),
     "expand": lambda w, x: jnp.einsum("td,bdn->btn", x, w[None]),
-    "broadcast": lambda w, x: jnp.einsum("btd,bdn->btn", jnp.stack([x, 2 * x]), jnp.broadcast_to(w, (2, 12, 18))),
+    "broadcast": lambda w, x: jnp.einsum(
+        "btd,bdn->btn", jnp.stack([x, 2 * x]), jnp.broadcast_to(w, (2, 12, 18))
+    ),
     "padded": lambda w, x: x @ jnp.pad(w, ((0, 0), (0, 3))),
     "reversed": lambda w, x: x @ w[:, ::-1],
     "stop": lambda w, x: x @ lax.stop_gradient(w),
@@ -62,14 +66,16 @@ MATRIX = {
     "masked_cols": lambda w, x: x @ (w * (jnp.arange(18) % 2)),
     "two_weights": lambda w, x: x @ (w @ w.T) @ w,
     "named": lambda w, x: x @ checkpoint_name(w, "kernel"),
-    "precision": lambda w, x: lax.dot(x, w, precision="highest", preferred_element_type=jnp.float32),
+    "precision": lambda w, x: lax.dot(
+        x, w, precision="highest", preferred_element_type=jnp.float32
+    ),
     "vmapped": lambda w, x: jax.vmap(lambda t: t @ w)(x),
     "vmapped_weight": lambda w, x: jax.vmap(lambda c: x @ c, in_axes=1)(w),
     "linearised": lambda w, x: jax.jvp(lambda t: jnp.tanh(t @ w), (x,), (x,))[1],
     "input_gradient": lambda w, x: jax.grad(lambda t: jnp.sum(jnp.tanh(t @ w)))(x),
     "under_jit": lambda w, x: jax.jit(lambda w, x: jax.nn.gelu(x @ w))(w, x),
     "columns": lambda w, x: x @ w[:, jnp.array(3)][:, None],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -81,7 +87,10 @@ def test_matrix(name):
 
 TENSOR = {
     "layers": (STACK, lambda w, x: [x @ w[i] for i in range(4)]),
-    "layer_at": (STACK, lambda w, x: x @ lax.dynamic_index_in_dim(w, jnp.argmax(x[0]) % 4, 0, False)),
+    "layer_at": (
+        STACK,
+        lambda w, x: x @ lax.dynamic_index_in_dim(w, jnp.argmax(x[0]) % 4, 0, False),
+    ),
     "layer_taken": (STACK, lambda w, x: x @ jnp.take(w, jnp.argmax(x[0]) % 4, axis=0)),
     "experts": (STACK, lambda w, x: jnp.einsum("etd,edf->etf", jnp.stack([x] * 4), w)),
     "all_experts": (STACK, lambda w, x: jnp.einsum("td,edf->tef", x, w)),
@@ -100,10 +109,13 @@ TENSOR = {
     "lookup_clipped": (TABLE, lambda w, x: jnp.take(w, IDS + 20, axis=0, mode="clip")),
     "lookup_columns": (TABLE, lambda w, x: w.T[:, IDS[0]]),
     "lookup_vmapped": (TABLE, lambda w, x: jax.vmap(lambda i: w[i])(IDS[0])),
-    "lookup_of_each": (STACK, lambda w, x: jax.vmap(lambda m, i: m[i])(w, jnp.array([3, 0, 5, 11]))),
+    "lookup_of_each": (
+        STACK,
+        lambda w, x: jax.vmap(lambda m, i: m[i])(w, jnp.array([3, 0, 5, 11])),
+    ),
     "tied": (TABLE, lambda w, x: jnp.tanh(w[IDS]) @ w.T),
     "one_hot": (TABLE, lambda w, x: jax.nn.one_hot(IDS, 30) @ w),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TENSOR)

@@ -118,12 +118,15 @@ PLAIN = {
     "experts": (lambda p, x: jnp.einsum("etd,edf->etf", jnp.stack([x, 2 * x]), p["w"]), (2, 12, 4)),
     "vmapped": (lambda p, x: jax.vmap(lambda w, t: t @ w)(p["w"], jnp.stack([x, -x])), (2, 12, 4)),
     "reshaped": (lambda p, x: jnp.einsum("td,dhk->htk", x, p["w"].reshape(12, 3, 2)), (12, 6)),
-    "swapped": (lambda p, x: x @ jnp.swapaxes(p["w"].reshape(12, 3, 2), 1, 2).reshape(12, 6), (12, 6)),
+    "swapped": (
+        lambda p, x: x @ jnp.swapaxes(p["w"].reshape(12, 3, 2), 1, 2).reshape(12, 6),
+        (12, 6),
+    ),
     "sliced": (lambda p, x: x[:, 2:9] @ p["w"][2:9, 1:5], (12, 6)),
     "joined": (lambda p, x: x @ jnp.concatenate([p["w"], jnp.ones((12, 2))], 1), (12, 6)),
     "indexed": (lambda p, x: x @ p["w"][1], (3, 12, 6)),
     "called": (lambda p, x: jax.jit(lambda w: jax.checkpoint(jnp.tanh)(x @ w))(p["w"]), (12, 6)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -63,10 +63,17 @@ def test_convolutions():
 def test_a_plain_decoder_with_factored_weights():
     f = lambda *shape: normal(sum(shape), *shape)
     layers = {
-        "q": f(2, 16, 4, 6), "lora_a": f(2, 16, 2), "lora_b": f(2, 2, 4, 6), "kv": f(2, 2, 16, 2, 6),
-        "o": f(2, 4, 6, 16), "up": f(2, 16, 46), "down": f(2, 23, 16), "norm1": f(2, 16),
-        "norm2": f(2, 16), "scale": f(2, 16),
-    }  # fmt: skip
+        "q": f(2, 16, 4, 6),
+        "lora_a": f(2, 16, 2),
+        "lora_b": f(2, 2, 4, 6),
+        "kv": f(2, 2, 16, 2, 6),
+        "o": f(2, 4, 6, 16),
+        "up": f(2, 16, 46),
+        "down": f(2, 23, 16),
+        "norm1": f(2, 16),
+        "norm2": f(2, 16),
+        "scale": f(2, 16),
+    }
     params = {"embed": f(37, 16), "layers": layers}
     found = usage(decoder, params, TOKENS)
     assert found["layers/q"].layout == Layout((1,), (2, 3))

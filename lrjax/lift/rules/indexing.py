@@ -124,7 +124,7 @@ def _select_n(ctx: Context, eqn: Any, which: Any, *cases: Any):
 
 
 def _choose(which: Any, cases: dict[int, Any]) -> Any:
-    """One of two by a scalar: factor by factor where they are alike, else the other one times zero."""
+    """One of two by a scalar: factor by factor if they are alike, else the other one times zero."""
     no, yes = cases.get(0), cases.get(1)
     if is_lazy(no) and is_lazy(yes):
         same = lambda w: (jax.tree.structure(w), [a.shape for a in jax.tree.leaves(w)])

@@ -1,4 +1,4 @@
-"""Moves of dims: transpose, reshape, broadcast, squeeze, concatenate, split, stack, pad, reverse."""
+"""Moves of dims: transpose, reshape, broadcast, concatenate, split, stack, pad, reverse."""
 
 from typing import Any
 
