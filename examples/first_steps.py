@@ -277,4 +277,4 @@ for name, given in (("plain", None), ("calibrated", seen)):
 #   digests, plan and weights, written whole or not at all.
 # - `lrjax demo` on the command line does all of this on held-out text, with retrieval scores
 #   beside a plain SVD of the same size.
-# - `lr.viz` draws spectra, ranks and sizes.
+# - `lrjax.viz` draws spectra, ranks and sizes.

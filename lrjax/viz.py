@@ -19,6 +19,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, MUTED, FAINT, ACCENT = "#22303c", "#7b8794", "#e4e7eb", "#d1495b"
+ROUNDING = 1e-4
+"""Relative singular values below this are what float32 leaves of a Gram: not drawn."""
+
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -52,7 +55,8 @@ def spectra(
     """Singular values of each weight, relative to its first; a dot marks the rank that was chosen.
 
     One panel a kind, one line a weight, from the first layer (dark) to the last (light). What lies
-    right of the dot is thrown away: its squares, summed, are the loss of that choice.
+    right of the dot is thrown away: its squares, summed, are the loss of that choice. A line
+    without a dot is a weight that stays dense.
     """
     groups = _groups(curves)
     columns = min(4, len(groups)) or 1
@@ -64,7 +68,8 @@ def spectra(
         for ax, (kind, paths) in zip(axes, groups.items(), strict=True):
             for path, color in zip(paths, _depths(len(paths)), strict=True):
                 values = np.asarray(curves[path], np.float64).ravel()
-                values = np.maximum(values / max(values.max(initial=0), 1e-30), 1e-5)
+                values = values / max(values.max(initial=0), 1e-30)
+                values = np.where(values < ROUNDING, np.nan, values)
                 ax.semilogy(np.arange(1, values.size + 1), values, color=color, lw=1.1)
                 rank = (ranks or {}).get(path)
                 if rank:
@@ -77,6 +82,7 @@ def spectra(
                 ax.legend([ends[0], ends[-1]], names, frameon=False, fontsize=7, loc="upper right")
             ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             ax.set_xlim(left=0)
+            ax.set_ylim(ROUNDING, 1.5)
         for ax in axes[-columns:]:
             ax.set_xlabel("rank")
         for ax in axes[::columns]:
@@ -95,10 +101,16 @@ def kept(
     A plan reads as one picture: which layers, and which of their weights, were worth the bytes.
     """
     groups = _groups(shares)
-    width = max(map(len, groups.values()), default=1)
+    layers = sorted({_numbers(path) for path in shares} - {()}) or [()]
+    place = {
+        path: (row, layers.index(_numbers(path)) if _numbers(path) else 0)
+        for row, paths in enumerate(groups.values())
+        for path in paths
+    }
+    width = len(layers)
     grid = np.full((len(groups), width), np.nan)
-    for row, paths in enumerate(groups.values()):
-        grid[row, : len(paths)] = [shares[path] for path in paths]
+    for path, cell in place.items():
+        grid[cell] = shares[path]
     with mpl.rc_context(STYLE):
         size = (2.2 + 0.62 * width, 0.9 + 0.36 * len(groups))
         figure = figure or Figure(figsize=size, layout="constrained")
@@ -108,13 +120,12 @@ def kept(
         ax.grid(visible=False)
         top = max(1.0, float(np.nanmax(grid)))
         image = ax.imshow(grid, cmap=_colors(), vmin=0, vmax=top, aspect="auto")
-        for row, paths in enumerate(groups.values()):
-            for column, path in enumerate(paths):
-                text = f"{shares[path]:.0%}" if labels is None else str(labels[path])
-                ink = "white" if shares[path] > 0.55 * top else INK
-                ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+        for path, (row, column) in place.items():
+            text = f"{shares[path]:.0%}" if labels is None else str(labels[path])
+            ink = "white" if shares[path] > 0.55 * top else INK
+            ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
         ax.set_yticks(range(len(groups)), [_short(kind, groups) for kind in groups])
-        ax.set_xticks(range(width), [str(i) for i in range(width)])
+        ax.set_xticks(range(width), [".".join(map(str, layer)) for layer in layers])
         ax.set_xlabel("layer")
         ax.spines[:].set_visible(False)
         ax.set_xticks(np.arange(width + 1) - 0.5, minor=True)
@@ -184,8 +195,12 @@ def _groups(paths: Mapping[str, Any]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for path in paths:
         groups.setdefault(re.sub(r"\d+", "*", path), []).append(path)
-    number = lambda path: [int(n) for n in re.findall(r"\d+", path)]
-    return {kind: sorted(members, key=number) for kind, members in groups.items()}
+    return {kind: sorted(members, key=_numbers) for kind, members in groups.items()}
+
+
+def _numbers(path: str) -> tuple[int, ...]:
+    """The numbers in a path: its layer."""
+    return tuple(int(n) for n in re.findall(r"\d+", path))
 
 
 def _short(kind: str, kinds: Mapping[str, Any]) -> str:

@@ -25,7 +25,8 @@ def texts(figure):
 def test_spectra_draw_one_panel_a_kind_one_line_a_weight_and_a_dot_a_rank():
     ranks = dict.fromkeys(PATHS, 3) | {"embed/embedding": None}
     figure = viz.spectra(CURVES, ranks)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["attention/query", "mlp/up", "embed"]
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["attention/query", "mlp/up", "embed"]
     assert [len(ax.lines) for ax in figure.axes] == [8, 8, 1]
     np.testing.assert_allclose(figure.axes[0].lines[1].get_xydata(), [[3, np.exp(-2)]])
 
@@ -36,8 +37,15 @@ def test_kept_orders_layers_by_number_and_leaves_gaps_empty():
         shares, {path: path.split("/")[1][6:] for path in PATHS} | {"embed/embedding": "e"}
     )
     assert [t.get_text() for t in figure.axes[0].texts] == [*["0", "1", "2", "10"] * 2, "e"]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0", "1", "2", "10"]
     grid = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(np.ma.filled(grid[2], np.nan), [1, np.nan, np.nan, np.nan])
+
+
+def test_a_kind_without_some_layers_keeps_its_columns():
+    figure = viz.kept({"a_0/k": 0.1, "a_1/k": 0.2, "a_2/k": 0.3, "a_2/v": 0.5})
+    grid = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
+    np.testing.assert_allclose(grid, [[0.1, 0.2, 0.3], [np.nan, np.nan, 0.5]])
 
 
 def test_sizes_add_up_by_kind():

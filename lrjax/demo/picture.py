@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from lrjax import trees, viz
 from lrjax.calibrate import Stats
 from lrjax.demo.result import Row
+from lrjax.metrics import default_kind
 from lrjax.plan import Plan
 from lrjax.plan.binding import bind
 from lrjax.plan.spectra import spectra
@@ -18,14 +18,15 @@ def draw(path: Path, params: Any, stats: Stats, plan: Plan, rows: tuple[Row, ...
     """Writes the PNG: calibrated spectra, ranks by layer, and the three models side by side."""
     weights = trees.flatten(params)[0]
     bounds = [
-        bind(e.path, weights[e.path], e.layout, e.kind, stats.of(e.path)) for e in plan.factored
+        bind(e.path, weights[e.path], e.layout, default_kind(stats.of(e.path)), stats.of(e.path))
+        for e in plan.entries
     ]
-    curves = {name: values / np.max(values) for name, values in spectra(bounds).items()}
-    ranks: dict[str, Any] = {e.path: getattr(e.spec, "rank", None) for e in plan.factored}
+    ranks: dict[str, Any] = {e.path: getattr(e.spec, "rank", None) for e in plan.entries}
+    labels = {path: rank or "dense" for path, rank in ranks.items()}
     figure = Figure(figsize=(11.6, 8.4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1), hspace=0.06)
     top, bottom = halves
-    viz.spectra(curves, ranks, figure=top)
+    viz.spectra(spectra(bounds), ranks, figure=top)
     top.suptitle(
         "Singular values of each weight, as its calibration inputs and output gradients "
         "weigh them; dots mark the ranks chosen",
@@ -35,7 +36,7 @@ def draw(path: Path, params: Any, stats: Stats, plan: Plan, rows: tuple[Row, ...
         fontsize=11,
     )
     left, right = bottom.subfigures(1, 2, width_ratios=(1.9, 1))
-    viz.kept({e.path: e.keep for e in plan.factored}, ranks, figure=left)
+    viz.kept({e.path: e.keep for e in plan.entries}, labels, figure=left)
     left.suptitle(
         "Rank (written) and share of parameters kept (colour)",
         x=0.02,

@@ -9,7 +9,7 @@ from lrjax.errors import CheckpointError
 
 RNG = np.random.default_rng(0)
 SIZES = [*RNG.integers(1, LENGTHS[-1] + 1, 300), LENGTHS[-1]]
-TEXTS = [list(RNG.integers(1, 99, n)) for n in SIZES]
+TEXTS = [RNG.integers(1, 99, n).tolist() for n in SIZES]
 
 
 def test_every_text_is_in_one_batch_and_padding_is_masked():
