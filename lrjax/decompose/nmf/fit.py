@@ -1,0 +1,223 @@
+"""The NMF solver: accelerated HALS for non-negative and semi-non-negative factors."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lrjax.decompose.nmf.hals import passes, stationarity
+from lrjax.decompose.nmf.start import nndsvda, semi_start
+from lrjax.errors import RuleError, message
+from lrjax.formats.low_rank import LowRank
+from lrjax.linalg.driver import iterate
+from lrjax.linalg.info import Info, Status
+from lrjax.linalg.stack import dot, over_stack, working
+from lrjax.linalg.truncated import check_rank, matrix_shape
+from lrjax.linalg.whitening import solve_ridge
+
+PASS_SHARE = 0.25
+"""Passes over the components for each product with the data, times the ratio of their costs: a
+pass is r^2 m multiply-adds in matrix-vector form, the product m n r in the four times faster
+matrix form."""
+
+ITERATIONS_PER_CHECK = 5
+"""Iterations between evaluations of the true residual, which cost half an iteration."""
+
+DEAD = 1e-6
+"""Entries below this share of a factor's largest count as zero in the sparsity."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NMFInfo(Info):
+    """Info, with the KKT residual and the sparsity of the factors.
+
+    Attributes:
+        kkt: usable gradient relative to the gradient at zero factors; 0 at a stationary point.
+        kkt_start: the same at the start.
+        sparsity: share of zero entries of the non-negative factors.
+    """
+
+    kkt: Any = None
+    kkt_start: Any = None
+    sparsity: Any = None
+
+
+class _Pair(NamedTuple):
+    """Factors [r, m] and [r, n], the extrapolated ones, and the step of extrapolation."""
+
+    left: Array
+    right: Array
+    left_ahead: Array
+    right_ahead: Array
+    best: Array
+    beta: Array
+
+
+def nmf(
+    w: Float[Array, "*S m n"],
+    rank: int,
+    *,
+    semi: bool = False,
+    weights: Float[Array, "*S m n"] | None = None,
+    l1: float | Array = 0.0,
+    key: Array | None = None,
+    iterations: int | Array = 200,
+    tol: float | Array = 1e-4,
+) -> tuple[LowRank, NMFInfo]:
+    """W near left @ right, right >= 0 and, unless `semi`, left >= 0.
+
+    min 1/2 |F^.5 * (W - L R)|^2 + l1 (|L|_1 + |R|_1), L signed and unpenalised in the semi form.
+    Extrapolated HALS (Ang and Gillis, arXiv:1805.06604) from NNDSVDa; a weighted problem is
+    majorised by W~ = L R + F / max F * (W - L R). Of a W with negative entries the best
+    non-negative product is found, which leaves at least the norm of those entries: the semi form
+    is meant for it.
+
+    Args:
+      w: matrices with stack axes.
+      rank: number of components.
+      semi: let `left` be signed.
+      weights: F >= 0, one for each entry; None is all ones.
+      l1: penalty, in the unit in which W has mean square one.
+      key: randomness of the SVD that starts; the same key gives the same bits.
+      iterations: most iterations, each of two products with W and a few passes.
+      tol: relative decrease of the objective in five iterations at which it has settled.
+
+    Raises:
+      RankError: rank below 1 or above min(m, n).
+      RuleError: W has negative entries and `semi` is not set; under `jit` that is not looked at.
+    """
+    check_rank(rank, matrix_shape(w))
+    if not semi and _has_negative(w):
+        todo = "Use the semi form (NMF(semi=True)); clipping or abs() would change the weight."
+        got = f"a weight with {int(jnp.sum(w < 0))} negative entries"
+        raise RuleError(message(got=got, expected="non-negative entries", todo=todo))
+    key = jax.random.key(0) if key is None else key
+    w = jax.lax.stop_gradient(working(w))
+    return _solve(w, weights, l1, key, iterations, tol, rank, semi)
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _solve(w, weights, l1, key, iterations, tol, rank, semi):
+    def single(w: Array, weights: Array | None) -> tuple[LowRank, NMFInfo]:
+        peak = jnp.max(jnp.abs(w))
+        finite = jnp.isfinite(peak)
+        x = jnp.where(finite, w / jnp.where(finite & (peak > 0), peak, 1), 0)
+        mean = jnp.sqrt(jnp.mean(x**2))
+        unit = jnp.where(mean > 0, mean, 1)
+        x = x / unit
+        f = None if weights is None else weights / jnp.maximum(jnp.max(weights), 1e-30)
+        problem = _Problem(x, f, jnp.asarray(l1, x.dtype), semi)
+        pair = problem.start(rank, key)
+        begun = problem.kkt(pair.left, pair.right)
+        steps = -(-iterations // ITERATIONS_PER_CHECK)
+        pair, progress = iterate(problem.step, pair, pair.best, steps=steps, tol=tol, patience=3)
+        left, right = pair.left, pair.right
+        missed = x - dot(left.T, right)
+        missed = missed if f is None else missed * jnp.sqrt(weights)  # pyright: ignore
+        size = jnp.where(finite, unit * peak, jnp.nan)
+        ended = jnp.where(progress.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
+        info = NMFInfo(
+            residual=jnp.linalg.norm(missed.ravel()) * size,
+            iterations=progress.steps * ITERATIONS_PER_CHECK,
+            status=jnp.where(finite, ended, int(Status.NON_FINITE)).astype(jnp.int32),
+            kkt=problem.kkt(left, right),
+            kkt_start=begun,
+            sparsity=_sparsity((right,) if semi else (left, right)),
+        )
+        root = jnp.sqrt(jnp.where(finite, unit * peak, 0))
+        return LowRank(left.T * root, right * root), info
+
+    return over_stack(single, [w, weights], core=2)
+
+
+class _Problem(NamedTuple):
+    """One problem: data of mean square one, weights at most one, penalty, and the form."""
+
+    x: Array
+    weights: Array | None
+    l1: Array
+    semi: bool
+
+    def start(self, rank: int, key: Array) -> _Pair:
+        """NNDSVDa, or the shifted singular vectors of the semi form."""
+        if self.semi:
+            right = semi_start(self.x, rank, key)
+            left = solve_ridge(dot(right, right.T), dot(right, self.x.T))
+        else:
+            left, right = nndsvda(self.x, rank, key)
+        return _Pair(left, right, left, right, self.objective(left, right), jnp.float32(0.5))
+
+    def objective(self, left: Array, right: Array) -> Array:
+        """The objective, from the true residual."""
+        missed = (self.x - dot(left.T, right)) ** 2
+        missed = missed if self.weights is None else missed * self.weights
+        penalty = jnp.sum(right) + (0.0 if self.semi else jnp.sum(left))
+        return jnp.sum(missed) / 2 + self.l1 * penalty
+
+    def data(self, left: Array, right: Array) -> Array:
+        """The matrix to fit next: W, or the majoriser's at the current product."""
+        if self.weights is None:
+            return self.x
+        product = dot(left.T, right)
+        return product + self.weights * (self.x - product)
+
+    def kkt(self, left: Array, right: Array) -> Array:
+        """The usable gradient of both factors, relative to the data's."""
+        missed = dot(left.T, right) - self.x
+        f = 1.0 if self.weights is None else self.weights
+        missed, x = missed * f, self.x * f
+        free = jnp.zeros(()) if self.semi else self.l1
+        gradients = dot(right, missed.T) + free, dot(left, missed) + self.l1
+        size = jnp.hypot(jnp.linalg.norm(dot(right, x.T)), jnp.linalg.norm(dot(left, x)))
+        parts = [
+            stationarity(left, gradients[0], signed=self.semi),
+            stationarity(right, gradients[1], signed=False),
+        ]
+        return jnp.hypot(*parts) / jnp.where(size > 0, size, 1)
+
+    def step(self, pair: _Pair, _: Any) -> tuple[_Pair, Array]:
+        """A few iterations; if they end higher, the next ones restart from here more carefully."""
+        one = lambda _, p: self._iteration(p)
+        new = jax.lax.fori_loop(0, ITERATIONS_PER_CHECK, one, pair)
+        value = self.objective(new.left, new.right)
+        rose = ~(value <= pair.best)
+        restart = pair._replace(left_ahead=pair.left, right_ahead=pair.right, beta=pair.beta * 0.5)
+        ahead = new._replace(best=value, beta=jnp.minimum(1.2 * pair.beta, 0.98))
+        pair = jax.tree.map(lambda a, b: jnp.where(rose, a, b), restart, ahead)
+        return pair, pair.best
+
+    def _iteration(self, p: _Pair) -> _Pair:
+        x = self.data(p.left_ahead, p.right_ahead)
+        gram, target = dot(p.right_ahead, p.right_ahead.T), dot(p.right_ahead, x.T)
+        if self.semi:
+            left = solve_ridge(gram, target)
+            left_ahead = left + p.beta * (left - p.left)
+        else:
+            left = passes(p.left_ahead, target - self.l1, gram, _passes(x.shape[1], p))
+            left_ahead = jnp.maximum(left + p.beta * (left - p.left), 0)
+        x = self.data(left_ahead, p.right_ahead)
+        gram, target = dot(left_ahead, left_ahead.T), dot(left_ahead, x)
+        right = passes(p.right_ahead, target - self.l1, gram, _passes(x.shape[0], p))
+        right_ahead = jnp.maximum(right + p.beta * (right - p.right), 0)
+        return p._replace(left=left, right=right, left_ahead=left_ahead, right_ahead=right_ahead)
+
+
+def _passes(size: int, p: _Pair) -> int:
+    """Passes for a factor whose data product sums over `size` entries, 2 to 8."""
+    return min(max(1 + round(PASS_SHARE * size / p.left.shape[0]), 2), 8)
+
+
+def _has_negative(w: Array) -> bool:
+    try:
+        return bool(jnp.any(w < 0))
+    except jax.errors.TracerBoolConversionError:
+        return False
+
+
+def _sparsity(factors: tuple[Array, ...]) -> Array:
+    zero = sum(jnp.sum(f <= DEAD * jnp.max(f)) for f in factors)
+    return zero / sum(f.size for f in factors)
