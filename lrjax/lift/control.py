@@ -128,7 +128,7 @@ def scan(it: Interpreter, eqn: Any, vals: Sequence[Any], at: Place, seeds: Sums)
     consts, init, xs = vals[:nc], list(vals[nc : nc + nk]), list(vals[nc + nk :])
     same = jaxprs.forwards(p["jaxpr"])
     carry = _Carry(it, init, same[:nk], nc)
-    handed = {k: x for k, x in _unchanged(same[nk:], vals).items() if same[nk + k] >= nc + nk}
+    handed = _unchanged([i if i is not None and i >= nc + nk else None for i in same[nk:]], vals)
     scanned, rebuild = _scanned(it, xs)
     per_step = {k: v for k, v in seeds.items() if it.stacked(k, at)}
     for_all = {k: v for k, v in seeds.items() if k not in per_step}

@@ -18,7 +18,7 @@ from lrjax.formats.lazy import LazyArray
 from lrjax.formats.network import Unsupported
 from lrjax.lift import control, jaxprs
 from lrjax.lift.interpreter import Interpreter, Place, Step, Sums
-from lrjax.lift.rules import ELEMENTWISE, RULES
+from lrjax.lift.rules import ELEMENTWISE, ROWS, RULES, is_lazy
 from lrjax.lift.rules.registry import Context
 
 OnDense = Literal["error", "warn", "allow"]
@@ -63,12 +63,13 @@ def lift(
 
     @functools.wraps(fn)
     def lifted(*args, **kwargs):
+        leaves: list[Any]
         leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
         if not any(map(is_factored, leaves)):
             return fn(*args, **kwargs)
         names = (_name(path) for path in trees.flatten((args, kwargs))[0])
         given = {
-            i: x.lazy(name) if is_factored(x) else x
+            i: _enter(x, name)
             for i, (x, name) in enumerate(zip(leaves, names, strict=True))
             if is_factored(x) or isinstance(x, (jax.Array, np.ndarray, np.generic))
         }
@@ -112,9 +113,9 @@ class Lift(Interpreter, Context):
         """By the rule; without one the operand is rebuilt, if that is allowed."""
         del at, seeds
         rule, why = RULES.get(eqn.primitive.name), "there is no rule for it"
-        if eqn.primitive.name in ELEMENTWISE:
-            vals = [v.dense() if _is_vector(v) else v for v in vals]
-            if not any(type(v) is LazyArray for v in vals):
+        if eqn.primitive.name in ELEMENTWISE or all(is_lazy(v) for v in vals):
+            vals = [v.dense() if _is_activation(v) else v for v in vals]
+            if not any(is_lazy(v) for v in vals):
                 return jaxprs.bind(eqn, vals), {}
         if rule is not None:
             try:
@@ -127,7 +128,7 @@ class Lift(Interpreter, Context):
         """The dense array, if that is allowed."""
         if not isinstance(x, LazyArray):
             return x
-        if self.on_dense != "allow" and not _is_vector(x):
+        if self.on_dense != "allow" and not _is_activation(x):
             text = _refusal(x, why, self.eqns)
             if self.on_dense == "error":
                 raise DensifyError(text)
@@ -151,12 +152,15 @@ class Lift(Interpreter, Context):
 
     def constant(self, eqn: Any, position: int) -> Any:
         """The operand's value if it is one number, written in the program; else None."""
-        atom, level = self._outermost(eqn.invars[position])
+        (atom, level), only_zero = self._outermost(eqn.invars[position]), False
         while (made := jaxprs.maker(self.jaxprs[level], atom)) is not None:
-            if made.primitive.name not in _SPREADING:
+            if made.primitive.name not in _SPREADING | _ZERO_AT_ZERO:
                 return None
+            only_zero = only_zero or made.primitive.name in _ZERO_AT_ZERO
             atom, level = self._outermost(made.invars[0], level)
-        return atom.val if isinstance(atom, Constant) and np.ndim(atom.val) == 0 else None
+        if not isinstance(atom, Constant) or np.ndim(atom.val) or (only_zero and atom.val != 0):
+            return None
+        return atom.val
 
     def _outermost(self, atom: Any, level: int | None = None) -> tuple[Any, int]:
         """An argument of a call, as the caller has it; with the level of its jaxpr."""
@@ -171,11 +175,25 @@ class Lift(Interpreter, Context):
 
 # Primitives that only repeat, cast or reshape a number.
 _SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "copy"})
+_ZERO_AT_ZERO = frozenset({"square", "integer_pow", "neg", "abs", "sqrt"})
 
 
 def _is_vector(x: Any) -> bool:
-    """Whether x is a row of a weight, or a scale: no more than an activation."""
-    return isinstance(x, LazyArray) and sum(n != 1 for n in x.shape) <= 1
+    """Whether x is a row of a weight, or a scale."""
+    return is_lazy(x) and sum(n != 1 for n in x.shape) <= 1
+
+
+def _is_activation(x: Any) -> bool:
+    """Whether a lazy array is no more than an activation: a vector, or looked-up rows."""
+    return _is_vector(x) or (is_lazy(x) and x.name.endswith(ROWS))
+
+
+def _enter(x: Any, name: str) -> Any:
+    """A factored argument as a lazy array; a factored vector, which saves nothing, as an array."""
+    if not is_factored(x):
+        return x
+    lazy = x.lazy(name)
+    return lazy.dense() if _is_vector(lazy) else lazy
 
 
 def _name(path: str) -> str:

@@ -74,10 +74,11 @@ class Reader:
         def get(atom):
             if not isinstance(atom, Literal):
                 return env[atom]
-            whole = not atom.aval.shape and jaxprs.is_integer(atom.aval.dtype)
-            key = ("literal", str(atom.aval.dtype), str(atom.val))
+            aval: Any = atom.aval
+            whole = not aval.shape and jaxprs.is_integer(aval.dtype)
+            key = ("literal", str(aval.dtype), str(atom.val))
             return Val(
-                views.whole(self.number(key), atom.aval.shape),
+                views.whole(self.number(key), aval.shape),
                 True,
                 int(atom.val) if whole else None,
             )
@@ -227,13 +228,12 @@ def _scan(reader: Reader, eqn: Any, vals: list[Val], at: Place) -> list[Val]:
         one = views.index(x.view, 0, Scanned(at) if _whole_stack(x) else At(None))
         inner.append(Val(one, x.fixed) if one else reader.fresh(x.view.shape[1:], x.fixed))
     outs = reader.read(p["jaxpr"], inner, (*at, 0), at)
-    shapes = [v.aval.shape for v in eqn.outvars]
-    return [
-        vals[same[k]]
-        if same[k] is not None and (k >= nk or same[k] == nc + k) and (k < nk or same[k] >= nc + nk)
-        else reader.fresh(shapes[k], out.fixed and k >= nk)
-        for k, out in enumerate(outs)
-    ]
+    results = []
+    for k, (i, var) in enumerate(zip(same, eqn.outvars, strict=True)):
+        handed = i is not None and (i == nc + k if k < nk else i >= nc + nk)
+        fixed = k >= nk and outs[k].fixed
+        results.append(vals[i] if handed else reader.fresh(var.aval.shape, fixed))  # type: ignore[index]
+    return results
 
 
 def _whole_stack(x: Val) -> bool:

@@ -6,7 +6,7 @@ to the seeds, and travel through scan, remat, cond and vmap by jax's own rules.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ class Work:
     site: Site
     input: Any
     output: Any
-    reduce_input: Callable[..., Any] | None
-    reduce_output: Callable[..., Any] | None
+    reduce_input: Any
+    reduce_output: Any
 
 
 def tap_run(
@@ -76,9 +76,10 @@ class Taps(Lift):
 
     def _observe(self, w: Work, eqn: Any, vals: Sequence[Any]) -> Any:
         """Sums of the activation, on this site's stack axes."""
-        site, side = w.site, w.site.x
+        site: Site = w.site
+        side: Any = site.x
         if site.kind is UseKind.LOOKUP:
-            look = jaxprs.lookup(eqn)
+            look: Any = jaxprs.lookup(eqn)
             counts = _counts(vals[1][..., look.column], vals[0].shape[look.dim], self.mask)
             x = side.matrices(counts)[..., 0, :]
             return self._place(w.reduce_input(w.input, x, None), site)
@@ -90,7 +91,8 @@ class Taps(Lift):
 
     def _mark(self, w: Work, y: Any, seed: Any) -> Any:
         """The output, whose gradient is also reduced into the seed's."""
-        side, at = w.site.y, self._slot(w.site)
+        at = self._slot(w.site)
+        side: Any = w.site.y
         mask = _fit(self.mask, side.token_shape)
 
         @jax.custom_vjp
@@ -123,7 +125,7 @@ class Taps(Lift):
         """Where in the stack this site is."""
         index = []
         for p in _inside(site):
-            start = p.axis.start
+            start: Any = p.axis.start
             if not _indexed(p):
                 index.append(slice(start, start + p.axis.size))
             else:

@@ -64,6 +64,9 @@ MATRIX = {
     "where_cols": lambda w, x: x @ jnp.where(jnp.arange(18) < 9, w, 0.0),
     "where_rows": lambda w, x: x @ jnp.where(x[0][:, None] > 0, w, 0.0),
     "masked_cols": lambda w, x: x @ (w * (jnp.arange(18) % 2)),
+    "permuted": lambda w, x: x @ w[:, jnp.arange(18)[::-1]],
+    "permuted_rows": lambda w, x: x[:, ::-1] @ jnp.take(w, jnp.arange(12)[::-1], axis=0),
+    "absolute": lambda w, x: x @ w + jnp.sqrt(jnp.sum(w.real**2 + w.imag**2)),
     "two_weights": lambda w, x: x @ (w @ w.T) @ w,
     "named": lambda w, x: x @ checkpoint_name(w, "kernel"),
     "precision": lambda w, x: lax.dot(
@@ -108,6 +111,7 @@ TENSOR = {
     "lookup_taken": (TABLE, lambda w, x: jnp.take(w, IDS, axis=0)),
     "lookup_clipped": (TABLE, lambda w, x: jnp.take(w, IDS + 20, axis=0, mode="clip")),
     "lookup_columns": (TABLE, lambda w, x: w.T[:, IDS[0]]),
+    "lookup_of_all": (TABLE, lambda w, x: jnp.tanh(w[jnp.arange(30)[::-1]]).sum(0)),
     "lookup_vmapped": (TABLE, lambda w, x: jax.vmap(lambda i: w[i])(IDS[0])),
     "lookup_of_each": (
         STACK,
@@ -121,7 +125,7 @@ TENSOR = {
 @pytest.mark.parametrize("name", TENSOR)
 def test_tensor(name):
     params, f = TENSOR[name]
-    dense = {(12, 12)} if name == "head_pairs" else ()
+    dense = {"head_pairs": {(12, 12)}, "lookup_of_all": {(30, 12)}}.get(name, ())
     check(lambda p, x: f(p["w"], x), params, X, dense=dense)
 
 

@@ -118,6 +118,9 @@ def _square(ctx: Context, eqn: Any, w: Any):
 
 @RULES.on("add", "add_any", "sub")
 def _add(ctx: Context, eqn: Any, a: Any, b: Any):
+    for x, other in ((a, 1), (b, 0)):  # plus zero, as in the square of a real number's absolute
+        if is_lazy(x) and ctx.constant(eqn, other) == 0 and x.shape == eqn.outvars[0].aval.shape:
+            return (ops.scale(x, -1) if eqn.primitive.name == "sub" and other == 0 else x,)
     a, b = ctx.compact(eqn, 0, a), ctx.compact(eqn, 1, b)
     if eqn.primitive.name == "sub":
         b = ops.scale(b, -1) if is_lazy(b) else -b

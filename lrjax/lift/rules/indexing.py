@@ -9,13 +9,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrjax import ops
+from lrjax.formats.lazy import LazyArray
 from lrjax.formats.network import Unsupported
 from lrjax.lift import jaxprs
-from lrjax.lift.rules.registry import Context, Rules, is_lazy
+from lrjax.lift.rules.registry import ROWS, Context, Rules, is_lazy
 
 RULES = Rules()
 
-_MODES = {"FILL_OR_DROP": "fill", "CLIP": "clip", "PROMISE_IN_BOUNDS": "promise_in_bounds"}
+_MODES: dict[str, Any] = {
+    "FILL_OR_DROP": "fill",
+    "CLIP": "clip",
+    "PROMISE_IN_BOUNDS": "promise_in_bounds",
+}
 
 
 @RULES.on("slice")
@@ -57,7 +62,8 @@ def _gather(ctx: Context, eqn: Any, w: Any, indices: Any):
     """Whole rows by one index: `w[..., indices, ...]`.
 
     One index, or a stacked axis (its label is in every operand), leaves a weight; token ids make an
-    activation, at the cost of a row.
+    activation, at the cost of a row.  As many indices as rows, or columns by index, may be either:
+    a permuted weight or an activation.
     """
     del ctx
     found, numbers = jaxprs.lookup(eqn), eqn.params["dimension_numbers"]
@@ -70,7 +76,11 @@ def _gather(ctx: Context, eqn: Any, w: Any, indices: Any):
         rows = list(range(i.ndim))
         rest = list(range(i.ndim, y.ndim))
     else:
-        y = ops.take(w, i, axis=k, mode=mode, lazy=i.ndim == 0 or _stacked(w, k))
+        weight = i.ndim == 0 or _stacked(w, k)
+        either = not weight and i.ndim == 1 and (k > 0 or i.size == w.shape[k]) and w.axis is None
+        y = ops.take(w, i, axis=k, mode=mode, lazy=weight or either)
+        if either:
+            y = dataclasses.replace(y, name=w.name.removesuffix(ROWS) + ROWS)
         rows = list(range(k, k + i.ndim))  # take leaves the indices' dims at k
         rest = [d for d in range(y.ndim) if d not in rows]
     if found.kept:
@@ -82,7 +92,7 @@ def _gather(ctx: Context, eqn: Any, w: Any, indices: Any):
     return (ops.transpose(y, perm),)
 
 
-def _batched(w: Any, index: Any, k: int, mode: str, numbers: Any) -> Any:
+def _batched(w: Any, index: Any, k: int, mode: Any, numbers: Any) -> Any:
     """One lookup for each position of a dim that weight and indices share: [*indices, *rest]."""
     if len(numbers.operand_batching_dims) != 1:
         raise Unsupported("a gather over several batches")
@@ -126,7 +136,7 @@ def _select_n(ctx: Context, eqn: Any, which: Any, *cases: Any):
 def _choose(which: Any, cases: dict[int, Any]) -> Any:
     """One of two by a scalar: factor by factor if they are alike, else the other one times zero."""
     no, yes = cases.get(0), cases.get(1)
-    if is_lazy(no) and is_lazy(yes):
+    if isinstance(no, LazyArray) and isinstance(yes, LazyArray):
         same = lambda w: (jax.tree.structure(w), [a.shape for a in jax.tree.leaves(w)])
         yes = dataclasses.replace(yes, name=no.name)
         if same(no) == same(yes):

@@ -38,6 +38,11 @@ class Rules(dict[str, Rule]):
         return add
 
 
+ROWS = " (rows)"
+"""Ends the name of rows that were looked up: they stay lazy where they meet an activation as a
+weight does, and are computed where anything else is done with them."""
+
+
 def is_lazy(x: Any) -> bool:
     """Whether x is a lazy array."""
     return isinstance(x, LazyArray)
