@@ -1,15 +1,16 @@
 """What calibration found: one store for each distinct activation and each output; mergeable."""
 
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrjax.calibrate.tied import combine
 from lrjax.errors import StatsError, message
 from lrjax.lift import Usage, Use, WeightUse
 from lrjax.metrics import Moments, WeightStats, merge_moments
@@ -45,7 +46,7 @@ class Stats:
         """What the weight at `path` saw, in its layout: inputs on the rows, gradients on the cols.
 
         Uses of one orientation are merged by tokens. A table that is looked up and is the output
-        head too is judged by its first use.
+        head too has one metric for both, if gradients were taken, else that of its first use.
 
         Raises:
             StatsError: the weight was not seen.
@@ -60,15 +61,22 @@ class Stats:
                     todo=f"Seen were: {', '.join(p for p in self.usage if p in self) or 'none'}.",
                 )
             )
-        same = [u for u in uses if (u.rows, u.cols) == (uses[0].rows, uses[0].cols)]
-        rows = [self.inputs[tap] for tap in dict.fromkeys(u.tap for u in same)]
-        outs = dict.fromkeys(u.out for u in same if u.out in self.outputs)
+        bias = self.usage[path].bias
+        found = [self._moments(u for u in uses if u.rows == rows) for rows in _orientations(uses)]
+        if len(found) > 1 and all(cols is not None for _, cols in found):
+            (rows, cols), *others = found
+            rows, cols = combine([(rows, cols), *((c, r) for r, c in others)])
+        else:
+            rows, cols = found[0]
+        return WeightStats(rows, cols, bias)
+
+    def _moments(self, uses: Iterable[Use]) -> tuple[Any, Any]:
+        """Inputs and output gradients of uses of one orientation."""
+        uses = list(uses)
+        rows = [self.inputs[tap] for tap in dict.fromkeys(u.tap for u in uses)]
+        outs = dict.fromkeys(u.out for u in uses if u.out in self.outputs)
         cols = [self.outputs[out] for out in outs]
-        return WeightStats(
-            functools.reduce(merge_moments, rows),
-            functools.reduce(merge_moments, cols) if cols else None,
-            self.usage[path].bias,
-        )
+        return reduce(merge_moments, rows), reduce(merge_moments, cols) if cols else None
 
     def psum(self, axis_name: str | tuple[str, ...]) -> "Stats":
         """Statistics of all shards of a mapped axis together, inside `shard_map` or `pmap`."""
@@ -115,6 +123,12 @@ class Stats:
     def _uses(self, path: str) -> list[Use]:
         use: WeightUse = self.usage[path]
         return [u for u in use.matrix_uses if u.tap in self.inputs]
+
+
+def _orientations(uses: list[Use]) -> list[tuple[int, ...]]:
+    """The rows of the first use, and those of its transpose if there is such a use."""
+    turned = [u.rows for u in uses if (u.rows, u.cols) == (uses[0].cols, uses[0].rows)]
+    return list(dict.fromkeys([uses[0].rows, *turned]))
 
 
 def merge(a: Stats, b: Stats) -> Stats:
