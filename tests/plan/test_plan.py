@@ -1,16 +1,21 @@
 """Plans: budgets met to the parameter, reasons given, mistakes named, JSON round trip."""
 
+import dataclasses
+import functools
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrjax.decompose import SVD
+from lrjax.calibrate import Probes, calibrate
+from lrjax.compress import compress
+from lrjax.decompose import SVD, Options, Spec
 from lrjax.errors import ArtefactError, BudgetError, RankError, RuleError, ShapeError, StatsError
 from lrjax.formats import LowRank
 from lrjax.formats.layout import Layout
 from lrjax.lift import Use, UseKind, WeightUse
+from lrjax.ops import densify
 from lrjax.plan import Budget, Global, Plan, Uniform, plan
 
 
@@ -219,6 +224,45 @@ def test_the_table_is_aligned_and_says_all(params):
     ]
     assert any("a/kernel" in line and "40x24" in line and "SVD" in line for line in lines)
     assert "total" in lines[-1]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Blocky(Spec):
+    """A stand-in format of one size: a tenth of the parameters at a fixed share of the loss."""
+
+    share: float = 0.0
+
+    def options(self, shape, dtype, layout, spectrum):
+        size, loss = np.prod(shape) // 10, self.share * np.sum(np.asarray(spectrum) ** 2)
+        return Options(np.array([1]), np.array([size]), np.array([2 * size]), np.array([loss]))
+
+    def with_rank(self, rank):
+        return self
+
+
+@pytest.mark.parametrize(("share", "winner"), [(0.01, "Blocky"), (0.9, "SVD")])
+def test_of_several_candidates_the_least_loss_for_the_cost_wins(params, share, winner):
+    rules = {"a/kernel": [SVD(), Blocky(share=share)]}
+    for allocation in (Global(), Uniform()):
+        p = plan(params, rules, budget=Budget(keep=0.3), allocation=allocation)
+        assert type(p["a/kernel"].spec).__name__ == winner
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_global_allocation_beats_uniform_on_the_measured_output(seed):
+    """A small residual network under probes: same parameters, less change of its outputs."""
+    rng = np.random.default_rng(seed)
+    p = {f"l{i}": matrix(rng, 24, 24, 0.3 * i) * 8 for i in range(4)}
+    apply = lambda p, x: functools.reduce(lambda h, w: h + jnp.tanh(h @ w), p.values(), x)
+    x, other = (jnp.asarray(rng.normal(size=(400, 24)), jnp.float32) for _ in range(2))
+    stats = calibrate(apply, p, [x], probes=Probes(count=2))
+    lost = {}
+    for allocation in (Global(), Uniform()):
+        chosen = plan(p, {"*": SVD()}, budget=Budget(keep=0.5), stats=stats, allocation=allocation)
+        small = densify(compress(p, chosen, stats))
+        lost[type(allocation)] = float(jnp.sum((apply(small, other) - apply(p, other)) ** 2))
+    assert lost[Global] < 0.9 * lost[Uniform]
 
 
 class TestMistakes:
