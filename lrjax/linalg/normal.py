@@ -65,8 +65,9 @@ class Normal:
 
     def scaled(self, probe: Array) -> tuple["Normal", Array]:
         """The operator in the unit of a probe (W or a sketch of it), and whether it is finite."""
+        # A maximum may pass over NaN (XLA's fast min-max on CPUs), so each entry is asked.
         peak = jnp.max(jnp.abs(probe))
-        finite = jnp.isfinite(peak)
+        finite = jnp.all(jnp.isfinite(probe))
         usable = finite & (peak > 0)
         unit = jnp.where(usable, 1 / jnp.where(usable, peak, 1), 1)
         return dataclasses.replace(self, unit=unit), finite

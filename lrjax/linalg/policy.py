@@ -19,9 +19,9 @@ class Accuracy(enum.Enum):
     """How near the optimal truncation error a solve comes."""
 
     DEFAULT = "default"
-    """Within 1.015 of the optimum (measured: 1.006 and better below rank 768, 1.012 above)."""
+    """Within 1.015 of the optimum (measured: 1.008 and better below rank 768, 1.012 above)."""
     ACCURATE = "accurate"
-    """Within 1.005 (measured: 1.0007 and better)."""
+    """Within 1.005 (measured: 1.0003 and better)."""
     EXACT = "exact"
     """To rounding, small singular values included: the full SVD."""
 
@@ -38,14 +38,14 @@ GROWTH = {Accuracy.DEFAULT: 1.75, Accuracy.ACCURATE: 2.5}
 """Size of the Krylov basis over the rank. Excess with 8 steps at 1.5 / 1.75 / 2 / 2.5 times the
 rank: 1.5e-2 / 5.8e-3 / 2.5e-3 / 6.5e-4; with 12 steps 1.1e-2 / 3.5e-3 / 1.0e-3 / 5e-5."""
 
-STEPS = {Accuracy.DEFAULT: 8, Accuracy.ACCURATE: 12}
-"""Block steps: more steps of narrower blocks give a smaller error from the same arithmetic, until
-products become too narrow to be fast (below 16 columns) and steps too many to launch."""
+STEPS = {Accuracy.DEFAULT: (8, 6), Accuracy.ACCURATE: (12, 10)}
+"""Block steps, for matrices within `CACHE` and beyond: more steps of narrower blocks give a smaller
+error from the same arithmetic, until products become too narrow to be fast."""
 
-CACHE = 4_000_000
-"""Entries (16 MB) above which a step is bound by reading W, not by arithmetic: a product of a
-4096 x 4096 matrix with 32 columns takes as long as with 16. Half to two thirds of the steps then,
-of wider blocks: rank 64 in 8 / 6 steps 160 / 115 ms, excess 1.7e-3 / 4.1e-3."""
+CACHE = 2_000_000
+"""Entries (8 MB) above which a step is bound by reading W, not by arithmetic: a product of a
+4096 x 4096 matrix with 32 columns takes as long as with 16. Fewer steps of wider blocks then: rank
+64 in 8 / 6 steps 160 / 115 ms, excess 1.7e-3 / 4.1e-3."""
 
 WIDE_RANK = 768
 """From this rank on the basis' own eigenproblem (0.21, 0.37 s at 1280, 1536) weighs more than the
@@ -70,11 +70,9 @@ def choose(
     order = min(shape)
     if accuracy is Accuracy.EXACT:
         return Exact()
-    growth, steps = GROWTH[accuracy], STEPS[accuracy]
+    growth, steps = GROWTH[accuracy], STEPS[accuracy][math.prod(shape) > CACHE]
     if accuracy is Accuracy.DEFAULT and rank >= WIDE_RANK:
         growth, steps = 1.5, 12
-    elif math.prod(shape) > CACHE:
-        steps = steps * 2 // 3 + steps % 3 // 2
     if backend != "cpu":
         growth, steps = growth + 0.5, max(steps // 2, 4)
     wanted = max(growth * rank, rank + PAD)

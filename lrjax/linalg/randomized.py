@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -43,4 +42,4 @@ class Randomized:
 def range_finder(problem: Normal, start: Float[Array, "b n"], passes: int) -> Float[Array, "b n"]:
     """Orthonormal rows [b, n] of the span of start M^passes, orthonormal between the passes."""
     body = lambda _, basis: cholesky_qr2(problem.apply(basis)[0])
-    return lax.fori_loop(0, passes, body, cholesky_qr2(jnp.asarray(start)))
+    return lax.fori_loop(0, passes, body, cholesky_qr2(start))

@@ -131,15 +131,16 @@ def status(finite: Array, deficient: Array) -> Array:
     return jnp.where(finite, fine, int(Status.NON_FINITE)).astype(jnp.int32)
 
 
-def settle(lead: Leading) -> tuple[Leading, Array]:
-    """Signs fixed, zeros where the input was not finite; and whether the last energy is rounding.
-
-    The floor, 10 eps of the leading eigenvalue, is what rounding leaves in a Gram.
-    """
+def settle(lead: Leading) -> Leading:
+    """Signs fixed, and zeros where the input was not finite."""
     vectors, images = fix_signs(lead.vectors, lead.images)
     vectors, images = (jnp.where(lead.finite, x, 0) for x in (vectors, images))
-    floor = 10 * jnp.finfo(vectors.dtype).eps * lead.energy[0]
-    return lead._replace(vectors=vectors, images=images), lead.energy[-1] <= floor
+    return lead._replace(vectors=vectors, images=images)
+
+
+def is_rounding(falling: Array) -> Array:
+    """Whether the last of falling non-negative values is what rounding leaves of a zero."""
+    return falling[-1] <= 32 * jnp.finfo(falling.dtype).eps * falling[0]
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "method"))
@@ -147,13 +148,12 @@ def _solve(a: Array, key: Array, *, rank: int, method: Method) -> tuple[SVD, Arr
     tall = a.shape[-2] >= a.shape[-1]
 
     def single(a: Array) -> tuple[SVD, Array, Array]:
-        lead = method.leading(Normal(a if tall else a.T), rank, key)
-        lead, deficient = settle(lead)
+        lead = settle(method.leading(Normal(a if tall else a.T), rank, key))
         norms = jnp.sqrt(jnp.sum(lead.images**2, axis=1))
         images = lead.images / jnp.where(norms > 0, norms, 1)[:, None]
         u, v = (images, lead.vectors) if tall else (lead.vectors, images)
         v, u = fix_signs(v, u)
-        return SVD(u.T, norms / lead.unit, v), deficient, lead.finite
+        return SVD(u.T, norms / lead.unit, v), is_rounding(norms), lead.finite
 
     return over_stack(single, [working(a)], core=2)
 

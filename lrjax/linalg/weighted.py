@@ -13,7 +13,14 @@ from lrjax.linalg.info import Info
 from lrjax.linalg.normal import Normal
 from lrjax.linalg.policy import Accuracy, Method, choose
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.truncated import check_method, check_rank, matrix_shape, settle, status
+from lrjax.linalg.truncated import (
+    check_method,
+    check_rank,
+    is_rounding,
+    matrix_shape,
+    settle,
+    status,
+)
 from lrjax.linalg.whitening import sqrt_psd, whiten
 
 WIDE = 0.8
@@ -144,10 +151,11 @@ def _solve(w, rows, cols, key, *, rank: int, method: Method):
         else:
             whitened, inverse = _whiten_cols(w, cols)
             lead = method.leading(Normal(whitened, rows), rank, key)
-        lead, deficient = settle(lead)
+        lead = settle(lead)
         right = lead.vectors if inverse is None else _times(lead.vectors, inverse)
         right = jnp.where(lead.finite, right, 0)
         s = jnp.where(lead.finite, jnp.sqrt(lead.energy) / lead.unit, 0)
+        deficient = is_rounding(lead.energy)
         return lead.images.T / lead.unit, right, s * units, deficient, lead.finite
 
     return over_stack(single, [working(w), _working(rows), _working(cols)], core=2)
