@@ -68,8 +68,23 @@ def dense_values(fn, *args):
 
 
 def flops(fn, *args):
-    cost = jax.jit(fn).lower(*args).compile().cost_analysis()
+    """By XLA's cost analysis, of the program as it is lowered."""
+    cost = jax.jit(fn).lower(*args).cost_analysis()
     return (cost[0] if isinstance(cost, list) else cost)["flops"]
+
+
+def fill(shapes):
+    """Random arrays of the given shapes: what an initialiser gives, without running it."""
+
+    def one(path, s):
+        if not isinstance(s, jax.ShapeDtypeStruct):
+            return s
+        if not jnp.issubdtype(s.dtype, jnp.floating):
+            return jnp.zeros(s.shape, s.dtype)
+        x = normal(sum(map(ord, path)), *s.shape, dtype=s.dtype)
+        return abs(x) + 0.5 if path.endswith("var") else x
+
+    return trees.map_weights(one, shapes, with_path=True)
 
 
 def close(a, b, tol=1e-4):

@@ -8,7 +8,7 @@ from lrjax.formats.layout import Layout
 from lrjax.lift import lift
 from lrjax.lift.nnx import call
 from lrjax.ops import densify
-from tests.lift.oracle import check, close, factor, normal
+from tests.lift.oracle import check, close, factor, fill, normal
 
 
 class Block(nnx.Module):
@@ -34,8 +34,8 @@ class Language(nnx.Module):
 
 
 def test_split_and_merge():
-    model = Language(nnx.Rngs(0))
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Language(nnx.Rngs(0))))
+    state = fill(state)
     params = factor(state, {"conv/kernel": Layout((0, 1), (2,))})
     tokens = jnp.arange(14).reshape(2, 7)
     check(lambda p, t: nnx.merge(graph, p)(t), params, tokens, cheaper=True)
@@ -51,7 +51,8 @@ def test_scanned_modules():
     def run(x, block):
         return block(x)
 
-    graph, state = nnx.split(stack(nnx.Rngs(0)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: stack(nnx.Rngs(0))))
+    state = fill(state)
     layouts = {f"{n}/kernel": Layout((1,), (2,)) for n in ("up", "down")}
     layouts |= {f"attend/{n}/kernel": Layout((1,), (2, 3)) for n in ("query", "key", "value")}
     layouts["attend/out/kernel"] = Layout((1, 2), (3,))

@@ -12,7 +12,7 @@ from lrjax.formats.layout import Layout, matricize
 from lrjax.lift import UseKind, with_taps
 from lrjax.ops import densify
 from tests.lift.oracle import close, factored, normal
-from tests.lift.test_linen import Block, Vision
+from tests.lift.test_linen import Block, Vision, variables
 
 KEY = jax.random.key(0)
 
@@ -91,7 +91,7 @@ def test_attention_block_scanned_and_rematerialised():
         length=3,
     )
     model, x = scan(), normal(1, 2, 7, 20)
-    params = model.init(KEY, x, None)["params"]
+    params = variables(model, x, None)["params"]
     run = lambda p, x: model.apply({"params": p}, x, None)[0]
     tapped, sums, _ = check_gradients(run, params, x)
     query = tapped.usage["MultiHeadDotProductAttention_0/query/kernel"].uses[0]
@@ -102,9 +102,9 @@ def test_attention_block_scanned_and_rematerialised():
 
 def test_convolutions():
     model, x = Vision(), normal(1, 2, 12, 12, 4)
-    variables = model.init(KEY, x, False)
-    run = lambda p, x: model.apply({**variables, "params": p}, x, False)
-    params = variables["params"]
+    given = variables(model, x, False)
+    run = lambda p, x: model.apply({**given, "params": p}, x, False)
+    params = given["params"]
     only = {"Conv_0": params["Conv_0"], "ConvTranspose_0": params["ConvTranspose_0"]}
     full = lambda p, x: run({**params, **p}, x)
     check_gradients(full, only, x)

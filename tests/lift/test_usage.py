@@ -9,7 +9,7 @@ from jax import lax
 from lrjax.formats.layout import Layout
 from lrjax.lift import UseKind, usage
 from tests.lift.oracle import factor, normal
-from tests.lift.test_linen import TOKENS, Language, Vision
+from tests.lift.test_linen import TOKENS, Language, Vision, variables
 from tests.lift.test_others import decoder
 
 KEY = jax.random.key(0)
@@ -21,7 +21,7 @@ def shapes(tree):
 
 def test_a_scanned_language_model():
     model = Language(True)
-    params = model.init(KEY, TOKENS)["params"]
+    params = variables(model, TOKENS)["params"]
     found = usage(lambda p, t: model.apply({"params": p}, t), shapes(params), TOKENS)
     assert set(found) == {"Embed_0/embedding", *(p for p in found if p != "Embed_0/embedding")}
     at = "ScanCheckpointBlock_0/"
@@ -50,9 +50,9 @@ def test_a_scanned_language_model():
 
 def test_convolutions():
     model, x = Vision(), normal(1, 2, 12, 12, 4)
-    variables = model.init(KEY, x, False)
-    run = lambda p, x: model.apply({**variables, "params": p}, x, False)
-    found = usage(run, variables["params"], x)
+    given = variables(model, x, False)
+    run = lambda p, x: model.apply({**given, "params": p}, x, False)
+    found = usage(run, given["params"], x)
     for name in ("Conv_0", "Conv_1", "ConvTranspose_0"):
         use = found[f"{name}/kernel"]
         assert use.layout == Layout((0, 1, 2), (3,))
@@ -152,7 +152,7 @@ def test_nnx_state():
 
 def test_recurrent_cell_of_joined_kernels():
     model, x = nn.RNN(nn.OptimizedLSTMCell(6)), normal(1, 2, 5, 4)
-    params = model.init(KEY, x)["params"]
+    params = variables(model, x)["params"]
     found = usage(lambda p, x: model.apply({"params": p}, x), params, x)
     assert len({found[f"cell/h{g}/kernel"].uses[0].tap for g in "ifgo"}) == 1
     assert len({found[f"cell/i{g}/kernel"].uses[0].tap for g in "ifgo"}) == 1
