@@ -20,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lrjax import ops
 from lrjax.formats import Factored, LowRank, Network, Sum, register
 from lrjax.formats.lazy import LazyArray
+from tests.formats import sums, tensors
 
 ROWS = 5  # activation rows, distinct from every size below
 
@@ -130,6 +131,11 @@ CASES = [
         blocks_dense,
         edges=(lambda: blocks(generator(), grid=(1, 3), m=1, n=7, r=1),),
     ),
+    Case("tucker", tensors.table, tensors.tucker_dense, edges=tensors.TUCKER_EDGES),
+    Case("train", tensors.train3, tensors.train_dense, edges=tensors.TRAIN_EDGES),
+    Case("tokens", tensors.tokens, tensors.tokens_dense, streams=False),
+    Case("kronecker", sums.kronecker, sums.kronecker_dense, edges=sums.KRONECKER_EDGES),
+    Case("cp", sums.table, sums.cp_dense, edges=sums.CP_EDGES),
 ]
 
 

@@ -1,9 +1,11 @@
 """What a factored weight is: a frozen pytree of factors that names its tensor network."""
 
 from lrjax.formats.contract import Order as Order
+from lrjax.formats.cp import CP as CP
 from lrjax.formats.factored import Factored as Factored
 from lrjax.formats.factored import is_factored as is_factored
 from lrjax.formats.factored import register as register
+from lrjax.formats.kronecker import Kronecker as Kronecker
 from lrjax.formats.layout import Layout as Layout
 from lrjax.formats.layout import default_layout as default_layout
 from lrjax.formats.layout import matricize as matricize
@@ -13,3 +15,6 @@ from lrjax.formats.low_rank import LowRank as LowRank
 from lrjax.formats.network import Network as Network
 from lrjax.formats.network import Unsupported as Unsupported
 from lrjax.formats.parts import Sum as Sum
+from lrjax.formats.tensor_train import TensorTrain as TensorTrain
+from lrjax.formats.token_train import TokenTrain as TokenTrain
+from lrjax.formats.tucker import Tucker as Tucker

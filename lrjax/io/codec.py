@@ -18,10 +18,10 @@ import numpy as np
 from jax.tree_util import GetAttrKey, keystr
 
 from lrjax.errors import ArtefactError, message
-from lrjax.formats import LowRank, Sum
+from lrjax.formats import LowRank, Sum, TensorTrain, TokenTrain, Tucker
 from lrjax.trees import is_weight_leaf
 
-FORMATS: tuple[type, ...] = (LowRank, Sum)
+FORMATS: tuple[type, ...] = (LowRank, Sum, TensorTrain, TokenTrain, Tucker)
 
 Json = Any
 Array = jax.Array | np.ndarray
