@@ -176,12 +176,27 @@ def _own_info(w: jax.Array, factors: LowRank, metric: Metric, info: Info) -> Inf
 
 
 def _cut(factors: Any, job: _Job) -> Any:
-    """A low-rank solution cut to the job's own rank, in the dense weight's dims."""
-    if not isinstance(factors, LowRank):
-        return factors
-    rank = job.spec.rank if isinstance(job.spec, SVD) else factors.rank
-    left, right = factors.left[..., :rank], factors.right[..., :rank, :]
-    return low_rank(left, right, job.entry.layout, job.entry.shape)
+    """A solution in the dense weight's dims; a low-rank one cut to the job's own rank."""
+    layout, shape = job.entry.layout, job.entry.shape
+    if isinstance(factors, LowRank):
+        rank = job.spec.rank if isinstance(job.spec, SVD) else factors.rank
+        left, right = factors.left[..., :rank], factors.right[..., :rank, :]
+        return low_rank(left, right, layout, shape)
+    stack, rows, cols = layout.resolve(len(shape))
+    order = tuple((*rows, *cols).index(d) for d in range(len(stack), len(shape)))
+    if {"rows", "cols", "order"} <= {f.name for f in dataclasses.fields(factors)}:
+        sizes = {"rows": tuple(shape[d] for d in rows), "cols": tuple(shape[d] for d in cols)}
+        return dataclasses.replace(factors, **sizes, order=order)
+    if len(order) > 2 or order != (0, 1):
+        raise ShapeError(
+            message(
+                path=job.entry.path,
+                got=f"a {type(factors).__name__}, which stands for a matrix alone",
+                expected=f"a format for {shape} with {layout}",
+                todo="Choose another format for this weight.",
+            )
+        )
+    return factors
 
 
 def _biases(

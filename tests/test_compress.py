@@ -1,5 +1,6 @@
 """Compress: optimal under the metric, pure, jittable, one compilation a shape, biases corrected."""
 
+import dataclasses
 import importlib
 from functools import partial
 
@@ -10,9 +11,9 @@ import pytest
 
 from lrjax.calibrate import Stats
 from lrjax.compress import compress, compress_with_info
-from lrjax.decompose import SVD
+from lrjax.decompose import SVD, Options, Spec, solve
 from lrjax.errors import ShapeError, StatsError
-from lrjax.formats import LowRank
+from lrjax.formats import LowRank, Sum
 from lrjax.formats.layout import Layout
 from lrjax.lift import Usage, Use, UseKind, WeightUse
 from lrjax.metrics import Input, Moments, TwoSided
@@ -219,6 +220,38 @@ def test_shared_leaves_stay_shared(rng):
     params = {"embed": w, "head": w}
     out = compress(params, plan(params, {"*": SVD(rank=4)}))
     assert out["embed"] is out["head"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Parts(Spec):
+    """A stand-in for a format of matrices alone: a sum of one low-rank part, of rank two."""
+
+    rank: int = 2
+
+    def options(self, shape, dtype, layout, spectrum):
+        *_, m, n = layout.matrix_shape(shape)
+        return Options(np.array([2]), np.array([2 * (m + n)]), np.array([9]), np.array([0.0]))
+
+    def with_rank(self, rank):
+        return self
+
+
+@solve.register
+def solve_parts(spec: Parts, w, *, metric=None, key=None, init=None):
+    factors, info = solve(SVD(rank=2), w, metric=metric, key=key)
+    return Sum((factors,)), info
+
+
+def test_formats_of_matrices_serve_matrices_and_refuse_others(rng):
+    params = {"w": jnp.asarray(rng.normal(size=(M, N)), jnp.float32)}
+    out = compress(params, plan(params, {"w": Parts()}))["w"]
+    assert isinstance(out, Sum)
+    s = np.linalg.svd(params["w"], compute_uv=False)
+    error = np.sum((np.asarray(densify(out)) - np.asarray(params["w"])) ** 2)
+    np.testing.assert_allclose(error, np.sum(s[2:] ** 2), rtol=1e-3)
+    heads = {"w": jnp.asarray(rng.normal(size=(M, 4, 5)), jnp.float32)}
+    with pytest.raises(ShapeError, match=r"w: got a Sum.*\(30, 4, 5\)"):
+        compress(heads, plan(heads, {"w": Parts()}))
 
 
 def test_infos_are_by_path(simple):

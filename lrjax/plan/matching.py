@@ -122,7 +122,9 @@ def _target(path: str, leaf: Any, rule: Rule, use: WeightUse | None) -> Target:
     if not specs or not all(isinstance(s, Spec) for s in specs):
         todo = "Write a spec such as lr.SVD(), a list of specs, or None."
         raise RuleError(message(path=path, got=repr(rule), expected="specs", todo=todo))
-    return Target(path, leaf, layout, specs, lookup=lookup)
+    # A format of several modes takes them from the weight's own dims, if the user gave none.
+    fit = lambda s: s.fitted(shape, layout) if hasattr(s, "fitted") else s
+    return Target(path, leaf, layout, tuple(map(fit, specs)), lookup=lookup)
 
 
 def _obstacle(leaf: Any, layout: Layout, use: WeightUse | None) -> str:
