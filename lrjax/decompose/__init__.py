@@ -1,6 +1,26 @@
 """Dense arrays to factored ones: specs, their options, and one solver a file."""
 
+from lrjax.decompose.cp import CP
+from lrjax.decompose.kronecker import Kronecker
+from lrjax.decompose.nmf import NMF
 from lrjax.decompose.spec import Options, Spec, solve, spec_from_json
 from lrjax.decompose.svd import SVD
+from lrjax.decompose.tensor_train import TensorTrain, TokenTrain
+from lrjax.decompose.tucker import Tucker
+from lrjax.decompose.weighted import Elements, WeightedLowRank
 
-__all__ = ["SVD", "Options", "Spec", "solve", "spec_from_json"]
+__all__ = [
+    "CP",
+    "NMF",
+    "SVD",
+    "Elements",
+    "Kronecker",
+    "Options",
+    "Spec",
+    "TensorTrain",
+    "TokenTrain",
+    "Tucker",
+    "WeightedLowRank",
+    "solve",
+    "spec_from_json",
+]

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-Factors = tuple[Float[Array, "_ _"], ...]
+Factors = tuple[Float[Array, "_ _"] | None, ...]
 
 
 def unfold(x: Float[Array, "*n"], mode: int) -> Float[Array, "m rest"]:
@@ -25,11 +25,11 @@ def mode_product(x: Float[Array, "*n"], a: Float[Array, "n r"], mode: int) -> Fl
     return jnp.moveaxis(y, -1, mode)
 
 
-def project(x: Float[Array, "*n"], factors: Sequence[Array], modes: Sequence[int]) -> Array:
+def project(x: Float[Array, "*n"], factors: Sequence[Array | None], modes: Sequence[int]) -> Array:
     """Mode products with the factors of the given modes, the strongest compression first."""
-    shrink = lambda k: factors[k].shape[1] / factors[k].shape[0]
+    shrink = lambda k: factors[k].shape[1] / factors[k].shape[0]  # pyright: ignore
     for k in sorted(modes, key=shrink):
-        x = mode_product(x, factors[k], k)
+        x = mode_product(x, factors[k], k)  # pyright: ignore
     return x
 
 
@@ -59,3 +59,15 @@ def sweep(
     left, right = modes[: len(modes) // 2], modes[len(modes) // 2 :]
     factors = sweep(project(x, factors, right), factors, left, update)
     return sweep(project(x, factors, left), factors, right, update)
+
+
+def to_unit(x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, ""], Bool[Array, ""]]:
+    """The tensor in a unit that brings it near one, the unit, and whether the tensor is finite.
+
+    Neither 1e30 nor 1e-30 then leaves float32's range when squared; zeros where it is not finite.
+    """
+    finite = jnp.all(jnp.isfinite(x))  # XLA's maximum does not hand on a NaN on every backend
+    peak = jnp.max(jnp.abs(x))
+    usable = finite & (peak > 0)
+    unit = jnp.where(usable, 1 / jnp.where(usable, peak, 1), 1)
+    return jnp.where(finite, x * unit, 0), unit, finite

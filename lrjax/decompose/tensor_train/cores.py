@@ -1,0 +1,98 @@
+"""Matrices as tensors of digit pairs, and what every tensor-train solver needs of cores.
+
+A train in here is a tuple of cores [r_{k-1}, d_k, r_k], d_k = m_k n_k; r_0 = r_d = 1.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from lrjax.errors import RankError, ShapeError, message
+from lrjax.linalg.stack import dot
+
+Digits = tuple[int, ...]
+Train = tuple[Float[Array, "_ _ _"], ...]
+
+
+def interleave(w: Shaped[Array, "*S M N"], rows: Digits, cols: Digits) -> Shaped[Array, "..."]:
+    """X[*S, (i_1 j_1), ..., (i_d j_d)] = W[*S, (i_1 ... i_d), (j_1 ... j_d)].
+
+    A side that the digits exceed is padded with zeros behind it.
+    """
+    *stack, m, n = w.shape
+    d, s = len(rows), len(stack)
+    missing = ((0, math.prod(rows) - m), (0, math.prod(cols) - n))
+    if missing != ((0, 0), (0, 0)):
+        w = jnp.pad(w, ((0, 0),) * s + missing)
+    pairs = [axis for k in range(d) for axis in (s + k, s + d + k)]
+    w = w.reshape(*stack, *rows, *cols).transpose((*range(s), *pairs))
+    return w.reshape(*stack, *(a * b for a, b in zip(rows, cols, strict=True)))
+
+
+def separate(x: Float[Array, "*d"], rows: Digits, cols: Digits) -> Float[Array, "M N"]:
+    """The padded matrix that `interleave` made X of; without stack axes."""
+    d = len(rows)
+    x = x.reshape([n for pair in zip(rows, cols, strict=True) for n in pair])
+    x = x.transpose((*range(0, 2 * d, 2), *range(1, 2 * d, 2)))
+    return x.reshape(math.prod(rows), math.prod(cols))
+
+
+def join(cores: Train) -> Float[Array, "_ D _"]:
+    """Cores contracted from the left, [r_0, d_1 ... d_k, r_k]."""
+
+    def pair(a: Array, b: Array) -> Array:
+        y = dot(a.reshape(-1, a.shape[-1]), b.reshape(b.shape[0], -1))
+        return y.reshape(a.shape[0], -1, b.shape[-1])
+
+    return functools.reduce(pair, cores)
+
+
+def bounds(shape: Sequence[int]) -> tuple[int, ...]:
+    """The largest rank of each bond that a train of this shape can use."""
+    cuts = range(1, len(shape))
+    return tuple(min(math.prod(shape[:k]), math.prod(shape[k:])) for k in cuts)
+
+
+def check_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
+    """The ranks, if a train of this shape can have them.
+
+    Raises:
+      ShapeError: not one rank a bond.
+      RankError: a rank below one, or above what the digits on one side, or the next ranks, span.
+    """
+    ranks = tuple(int(r) for r in ranks)
+    if len(ranks) != len(shape) - 1:
+        got, expected = f"{len(ranks)} ranks {ranks}", f"{len(shape) - 1}, one a bond"
+        todo = f"The weight has {len(shape)} cores."
+        raise ShapeError(message(got=got, expected=expected, todo=todo))
+    chain = (1, *ranks, 1)
+    for k, rank in enumerate(ranks):
+        most = min(chain[k] * shape[k], shape[k + 1] * chain[k + 2])
+        if not 1 <= rank <= most:
+            got = f"rank {rank} of bond {k} in {ranks} for pairs of digits {tuple(shape)}"
+            expected = f"1 to {most}: a rank times its digit on either side"
+            raise RankError(message(got=got, expected=expected, todo="Change the ranks."))
+    return ranks
+
+
+def check_digits(w: Array, rows: Digits, cols: Digits) -> None:
+    """Check that the digits hold the last two dimensions of w.
+
+    Raises:
+      ShapeError: they do not, or more than the last block of a side would be padding.
+    """
+    if w.ndim < 2 or len(rows) != len(cols) or not rows:
+        got = f"digits {rows} and {cols} for shape {w.shape}"
+        todo = "Use ones where one side has fewer digits."
+        expected = "as many digits of rows as of columns, and a matrix"
+        raise ShapeError(message(got=got, expected=expected, todo=todo))
+    for name, size, digits in zip(("rows", "columns"), w.shape[-2:], (rows, cols), strict=True):
+        block = math.prod(digits[1:])
+        if math.prod(digits) < size or size <= (digits[0] - 1) * block:
+            got = f"{size} {name} for digits {digits}, {math.prod(digits)} in all"
+            expected = f"digits whose product is {size}, or more by less than {block}"
+            todo = "Choose digits that fit, e.g. the first as ceil(size / product of the others)."
+            raise ShapeError(message(got=got, expected=expected, todo=todo))
