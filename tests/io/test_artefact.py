@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lrjax import io, trees
+from lrjax import formats, io, trees
 from lrjax.errors import ArtefactError
 from lrjax.formats import Factored, LowRank, Network, Sum, register
 from lrjax.io import codec
@@ -117,6 +117,15 @@ def test_a_users_format_needs_only_its_class(tmp_path):
     back = io.load(tmp_path / "a", formats=(Outer,)).params
     assert back["w"].scale == (2, 1)
     assert bits(back) == bits(params)
+
+
+def test_every_format_of_the_library_loads_by_name():
+    library = {
+        cls
+        for cls in vars(formats).values()
+        if isinstance(cls, type) and issubclass(cls, Factored) and cls is not Factored
+    }
+    assert library == set(codec.FORMATS)
 
 
 def test_two_formats_of_one_name_are_refused(tmp_path):
