@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Self
+from typing import Any, Self
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,8 +28,8 @@ class CP(Factored):
     1x1, kh x kw depthwise, 1x1.
     """
 
-    scale: Float[Array, "*B r"]
-    factors: tuple[Float[Array, "*B _ r"], ...]
+    scale: Float[Array, "*B r"] | Any
+    factors: tuple[Float[Array, "*B _ r"] | Any, ...]
     rows: tuple[int, ...] | None = None
     cols: tuple[int, ...] | None = None
     order: tuple[int, ...] | None = None

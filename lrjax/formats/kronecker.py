@@ -1,7 +1,7 @@
 """W = sum of Kronecker products, for dense layers, embeddings and DenseGeneral kernels."""
 
 import dataclasses
-from typing import Self
+from typing import Any, Self
 
 from jaxtyping import Array, Float
 
@@ -26,8 +26,8 @@ class Kronecker(Factored):
     row (i, k) is the sum of a[s, i] (x) b[s, k].
     """
 
-    a: Float[Array, "*B s i j"]
-    b: Float[Array, "*B s k l"]
+    a: Float[Array, "*B s i j"] | Any
+    b: Float[Array, "*B s k l"] | Any
     rows: tuple[int, ...] | None = None
     cols: tuple[int, ...] | None = None
     order: tuple[int, ...] | None = None

@@ -87,7 +87,7 @@ def cp(
     return _solve(w, key, sweeps, tol, goal, proximal, slack, rank, starts, len(shape))
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9))
+@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
 def _solve(w, key, sweeps, tol, goal, proximal, slack, rank, starts, modes):
     limits = {"sweeps": sweeps, "tol": tol, "goal": goal, "proximal": proximal}
 
@@ -101,7 +101,7 @@ def _solve(w, key, sweeps, tol, goal, proximal, slack, rank, starts, modes):
         if slack > 0:
             factors = correct(t, factors, slack=slack)
         residual = relative_residual(t, factors)
-        ones = jnp.full(rank, norm * peak)
+        ones = jnp.full(rank, jnp.where(finite, norm * peak, 0))
         form = CP(*canonical(ones, [f.T for f in factors]))
         status = jnp.where(converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
         info = CPInfo(

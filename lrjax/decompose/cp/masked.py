@@ -24,7 +24,7 @@ CG_STEPS = 3
 
 def weighted_cp(
     w: Float[Array, "*d"],
-    weights: Float[Array, "*d"],
+    weights: Float[Array, "..."],
     rank: int,
     *,
     ridge: float | Array = 0.0,

@@ -1,6 +1,7 @@
 """The Kronecker solver: closed form without a metric, least squares from it with one."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,11 +83,11 @@ def _solve(w, rows, cols, key, sweeps, tol, terms, shape, accuracy):
     return over_stack(single, [w, rows, cols], core=2)
 
 
-def _unit(x: Array | None) -> tuple[Array | None, Array]:
+def _unit(x: Any) -> tuple[Any, Array]:
     """An array in the unit of its largest entry, and the unit; zero where it is not finite."""
     if x is None:
         return None, jnp.ones(())
     peak = jnp.max(jnp.abs(x))
     usable = jnp.isfinite(peak) & (peak > 0)
     scaled = jnp.where(usable, x / jnp.where(usable, peak, 1), 0)
-    return scaled, jnp.where(peak > 0, peak, 1)
+    return scaled, jnp.where(peak == 0, 1, peak)

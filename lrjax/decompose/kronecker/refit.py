@@ -13,7 +13,8 @@ from lrjax.linalg.whitening import solve_ridge
 INNER = 4
 """Conjugate-gradient steps of a half-sweep where the columns have a metric."""
 
-RIDGE = 1e-7
+RIDGE = 1e-5
+"""Relative ridge on every step, not on the solution: it damps what a singular Gram leaves free."""
 
 
 def refit(
@@ -67,9 +68,11 @@ def _half(
     cube: Array, seen: Array, a: Array, b: Array, rows: Array | None, cols: Array | None
 ) -> Array:
     """A better a [s, i, j] for a fixed b; `cube` is W [i, k, j, l] and `seen` rows W."""
-    solve = functools.partial(_solve_normal, _normal(b, rows))
+    normal = _normal(b, rows)
+    solve = functools.partial(_solve_normal, normal)
     if cols is None:
-        return solve(jnp.einsum("ikjl,skl->sij", seen, b, precision="highest"))
+        right = jnp.einsum("ikjl,skl->sij", seen, b, precision="highest")
+        return a + solve(right - _apply_normal(normal, a))
     adjoint = lambda x: jnp.einsum("ikjl,skl->sij", x, b, precision="highest")
     form = lambda a: jnp.einsum("sij,skl->ikjl", a, b, precision="highest")
     residual = adjoint(_weigh(cube - form(a), rows, cols))
@@ -100,6 +103,16 @@ def _normal(b: Array, rows: Array | None) -> Array:
     inner = jnp.einsum("skl,tql->kqst", b, b, precision="highest")
     full = jnp.einsum("ikpq,kqst->sitp", rows, inner, precision="highest")
     return full.reshape(b.shape[0] * rows.shape[0], -1)
+
+
+def _apply_normal(normal: Array, a: Array) -> Array:
+    """The normal matrix times a [s, i, j]."""
+    s, i, j = a.shape
+    if normal.ndim == 3:
+        return dot(normal, a.transpose(1, 0, 2)).transpose(1, 0, 2)
+    if normal.shape[0] == s:
+        return dot(normal, a.reshape(s, i * j)).reshape(s, i, j)
+    return dot(normal, a.reshape(s * i, j)).reshape(s, i, j)
 
 
 def _solve_normal(normal: Array, right: Array) -> Array:

@@ -219,5 +219,5 @@ def _has_negative(w: Array) -> bool:
 
 
 def _sparsity(factors: tuple[Array, ...]) -> Array:
-    zero = sum(jnp.sum(f <= DEAD * jnp.max(f)) for f in factors)
-    return zero / sum(f.size for f in factors)
+    zero = jnp.stack([jnp.sum(f <= DEAD * jnp.max(f)) for f in factors])
+    return jnp.sum(zero) / sum(f.size for f in factors)

@@ -92,14 +92,14 @@ def solve_nmf(
     if spec.rank is None:
         todo = "Plan it, or give a rank."
         raise RankError(message(got="NMF() without a rank", expected="a rank", todo=todo))
-    plain = metric is None or (metric.rows is None and metric.cols is None)
+    metric = (metric or Metric()).broadcast(w.shape[:-2])
+    plain = metric.rows is None and metric.cols is None
     weights = None if plain else entry_weights(metric, w)
     limits = {"semi": spec.semi, "l1": spec.l1, "iterations": spec.iterations, "key": key}
     found, info = nmf(w, spec.rank, weights=weights, **limits)
     found = found.astype(w.dtype)
     if plain and w.dtype == working(w).dtype:
         return found, info
-    metric = (metric or Metric()).broadcast(w.shape[:-2])
     missed = metric.loss(working(w) - working(found.densify()))
     residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(missed))
     return found, dataclasses.replace(info, residual=residual)

@@ -59,7 +59,7 @@ class _Pair(NamedTuple):
 
 def weighted_low_rank(
     w: Float[Array, "*S m n"],
-    weights: Float[Array, "*S m n"],
+    weights: Float[Array, "..."],
     rank: int,
     *,
     ridge: float | Array = 0.0,

@@ -1,0 +1,87 @@
+"""NMF against scikit-learn's coordinate descent and multiplicative updates, to the same loss.
+
+python benchmarks/nmf.py [--quick] [--seconds 8] [--out results.json]
+
+Each peer runs a number of iterations from NNDSVDa; ours runs the least number (a multiple of
+five) that reaches that loss. Starts are part of all times. `excess` is relative to the peer's
+residual.
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from harness import Contestant, compete, machine, publish, speedups, table
+from sklearn.datasets import load_digits
+from sklearn.decomposition import NMF
+
+from lrjax.decompose.nmf import nmf
+
+CASES = (
+    ("digits 1797x64 r=16", "cd", 50),
+    ("digits 1797x64 r=16", "cd", 200),
+    ("digits 1797x64 r=16", "mu", 200),
+    ("planted 3072x768 r=64", "cd", 10),
+    ("planted 3072x768 r=64", "cd", 50),
+    ("planted 3072x768 r=64", "cd", 200),
+)
+
+
+def data(name: str) -> tuple[np.ndarray, int]:
+    """The matrix of a case and its rank."""
+    if name.startswith("digits"):
+        return load_digits().data.astype(np.float32), 16
+    rng = np.random.default_rng(0)
+    x = rng.gamma(0.5, size=(3072, 64)) @ rng.gamma(0.5, size=(64, 768))
+    return (x + 0.05 * x.mean() * rng.random(x.shape)).astype(np.float32), 64
+
+
+def contestants(name: str, solver: str, count: int) -> list[Contestant]:
+    """A peer, and ours to the same loss."""
+    x, rank = data(name)
+    on_device = jnp.asarray(x)
+
+    def peer():
+        model = NMF(rank, init="nndsvda", solver=solver, tol=0, max_iter=count, random_state=0)
+        left = model.fit_transform(x)
+        return left, model.components_
+
+    loss = lambda pair: float(np.linalg.norm(x - np.asarray(pair[0]) @ np.asarray(pair[1])))
+    goal = loss(peer())
+
+    def ours(iterations: int):
+        found, _ = nmf(on_device, rank, iterations=iterations, tol=0.0)
+        return found.left, found.right
+
+    enough = next((n for n in range(5, count + 5, 5) if loss(ours(n)) <= goal), count)
+    excess = lambda pair: loss(pair) / goal - 1
+    return [
+        Contestant(f"lrjax, {enough} iterations", lambda: ours(enough), excess, True),
+        Contestant(f"sklearn {solver}, {count} iterations", peer, excess),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", message="Maximum number of iterations")
+    rows, leads = [], []
+    for name, solver, count in CASES[:1] if args.quick else CASES:
+        case = f"{name}, {solver} {count}"
+        own = compete(case, contestants(name, solver, count), seconds=args.seconds)
+        lead = speedups(own)
+        table(own, lead)
+        rows += own
+        leads += lead
+    publish(
+        {"machine": machine(), "rows": [r.to_json() for r in rows], "speedups": leads}, args.out
+    )
+
+
+if __name__ == "__main__":
+    main()
