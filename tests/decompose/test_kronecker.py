@@ -131,7 +131,10 @@ def test_a_singular_gram_is_no_obstacle():
     f, info = kronecker(w, 4, SHAPE, rows=rows, sweeps=40, tol=1e-6)
     assert np.isfinite(rebuilt(f)).all()
     assert info.residual < 0.5 * np.linalg.norm(x @ w)
-    np.testing.assert_allclose(info.residual, np.linalg.norm(x @ (w - rebuilt(f))), rtol=1e-3)
+    whole = np.linalg.norm(x @ w)
+    np.testing.assert_allclose(
+        info.residual, np.linalg.norm(x @ (w - rebuilt(f))), rtol=1e-3, atol=1e-3 * whole
+    )
 
 
 def test_stacks_are_solved_one_by_one_with_the_same_bits():
