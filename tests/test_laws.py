@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from tests.laws import CASES, LAWS, disk_keeps_every_bit
+from tests.cases import CASES
+from tests.laws import LAWS, disk_keeps_every_bit
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

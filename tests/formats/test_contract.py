@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lrjax.formats.contract import Order, contract, plan
-from tests.laws import close, generator, normal
+from tests.cases import generator, normal
+from tests.laws import close
 
 
 def steps(shapes, out, order=Order.STREAM, activations=1):

@@ -10,7 +10,8 @@ from lrjax import ops
 from lrjax.errors import ShapeError
 from lrjax.formats import Layout, default_layout, matricize, unmatricize
 from lrjax.formats.layout import low_rank
-from tests.laws import close, generator, normal
+from tests.cases import generator, normal
+from tests.laws import close
 
 LAYOUTS = [
     ((6, 8), Layout((0,), (1,))),

@@ -8,7 +8,8 @@ import pytest
 from lrjax import ops
 from lrjax.errors import DtypeError, ShapeError
 from lrjax.formats import Layout, LowRank, Sum, is_factored
-from tests.laws import close, generator, low_rank, normal
+from tests.cases import generator, low_rank, normal
+from tests.laws import close
 
 ones = jnp.ones
 

@@ -9,7 +9,8 @@ from lrjax import ops
 from lrjax.errors import ShapeError
 from lrjax.formats import Network, Unsupported
 from lrjax.formats.lazy import LazyArray
-from tests.laws import agree, close, generator, normal
+from tests.cases import generator, normal
+from tests.laws import agree, close
 
 A, B = normal(generator(), 4, 6), normal(generator(1), 3, 10)
 KRON = Network.parse("i j, k l -> (i k) (j l)", A, B)

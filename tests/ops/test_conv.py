@@ -12,7 +12,8 @@ from jax import lax
 from lrjax import ops
 from lrjax.errors import ShapeError
 from lrjax.formats import Factored, LowRank, Network, Sum, Unsupported, register
-from tests.laws import close, generator, normal, values
+from tests.cases import generator, normal
+from tests.laws import close, values
 
 CIN, COUT, KH, KW = 6, 8, 3, 2
 

@@ -9,7 +9,8 @@ from lrjax import ops
 from lrjax.errors import ShapeError
 from lrjax.formats import LowRank, Order, Sum, Unsupported
 from lrjax.formats.lazy import LazyArray
-from tests.laws import close, generator, low_rank, low_rank_dense, normal, values
+from tests.cases import generator, low_rank, low_rank_dense, normal
+from tests.laws import close, values
 
 W = low_rank(generator(), m=4, n=6, r=2)
 D = np.asarray(low_rank_dense(W, jnp))

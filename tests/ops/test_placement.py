@@ -9,7 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lrjax import ops
 from lrjax.errors import ShapeError
 from lrjax.formats import Layout, LowRank, Sum, Unsupported
-from tests.laws import Blocks, blocks, close, generator, low_rank
+from tests.cases import Blocks, blocks, generator, low_rank
+from tests.laws import close
 
 P = PartitionSpec
 
