@@ -94,5 +94,5 @@ def dense_dims(
     if rows is None or cols is None:
         return tuple(shape)
     dims = (*rows, *cols)
-    order = range(len(dims)) if order is None else order
-    return (*shape[:stack], *(dims[i] for i in order))
+    placed = dims if order is None else tuple(dims[i] for i in order)
+    return (*shape[:stack], *placed)

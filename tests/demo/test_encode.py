@@ -24,7 +24,8 @@ def test_every_text_is_in_one_batch_and_padding_is_masked():
 
 def test_encode_gives_the_rows_in_the_order_of_the_texts():
     calls = []
-    sums = lambda params, ids, mask: params * np.stack([(ids * mask).sum(1), mask.sum(1)], 1)
+    totals = lambda ids, mask: np.stack([(ids * mask).sum(1), mask.sum(1)], 1)
+    sums = lambda params, ids, mask: np.float32(params * totals(ids, mask))
     rows = encode(sums, 2, batches(TEXTS), len(TEXTS), lambda: calls.append(1))
     np.testing.assert_array_equal(rows, [[2 * sum(t), 2 * len(t)] for t in TEXTS])
     assert len(calls) == len(list(batches(TEXTS)))
