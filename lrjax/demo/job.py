@@ -31,7 +31,7 @@ from lrjax.zoo import load, sentence_embedder
 
 BLOCKS, WORDS = "encoder/**/kernel", "embeddings/word/embedding"
 RULES = {BLOCKS: SVD(), WORDS: SVD()}
-CALIBRATION_PAIRS, EVALUATION_PAIRS = 512, 1000
+CALIBRATION_PAIRS, EVALUATION_PAIRS = 384, 500
 
 
 def run(
@@ -98,8 +98,8 @@ def run(
     }
     _check_equal(task, small, found["compressed"], target)
     models = {"dense": params, "svd": plain, "compressed": reloaded}
-    with watch("measure the speed", 9) as advance:
-        speeds = task.speeds(models, advance)
+    with watch("measure the speed", 2 * len(models)) as advance:
+        speeds = task.speeds(models, advance, rounds=2)
     rows = tuple(
         Row(
             name=name,
