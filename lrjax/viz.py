@@ -60,6 +60,7 @@ def spectra(
     """
     groups = _groups(curves)
     columns = min(4, len(groups)) or 1
+    deep = next((kind for kind, paths in groups.items() if len(paths) > 1), None)
     with mpl.rc_context(STYLE):
         figure = figure or Figure(
             figsize=(2.9 * columns, 2.2 * math.ceil(len(groups) / columns)), layout="constrained"
@@ -76,7 +77,7 @@ def spectra(
                     dot = {"ms": 4.5, "mfc": color, "mec": "white", "mew": 0.8, "zorder": 3}
                     ax.plot(rank, values[min(rank, values.size) - 1], "o", **dot)
             ax.set_title(_short(kind, groups))
-            if len(paths) > 1 and ax is next(a for a in axes if len(a.lines) > 1):
+            if kind == deep:
                 ends = [line for line in ax.lines if len(line.get_xdata()) > 1]  # pyright: ignore
                 names = ["first layer", "last layer"]
                 ax.legend([ends[0], ends[-1]], names, frameon=False, fontsize=7, loc="upper right")
