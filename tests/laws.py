@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lrjax import ops
 from lrjax.formats import Factored
 from lrjax.formats.lazy import LazyArray
-from tests.cases import Blocks, Case, generator
+from tests.cases import Blocks, Case, generator, normal
 
 ROWS = 5  # activation rows, distinct from every size below
 
