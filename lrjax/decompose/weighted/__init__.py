@@ -3,5 +3,5 @@
 from lrjax.decompose.weighted.fit import Inner as Inner
 from lrjax.decompose.weighted.fit import WeightedInfo as WeightedInfo
 from lrjax.decompose.weighted.fit import weighted_low_rank as weighted_low_rank
-from lrjax.decompose.weighted.metric import Elements as Elements
 from lrjax.decompose.weighted.spec import WeightedLowRank as WeightedLowRank
+from lrjax.metrics import Elements as Elements

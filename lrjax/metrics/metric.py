@@ -1,0 +1,99 @@
+"""A metric: by what a change of a weight is weighed.
+
+Fields of pytrees are typed Any: JAX also builds them of sentinels, specs and shardings.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Diagonal:
+    """One side of a metric, values [*S, d]: the positive semi-definite matrix diag(values)."""
+
+    values: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gram:
+    """One side of a metric, matrix [*S, d, d]: symmetric, positive semi-definite or singular."""
+
+    matrix: Any
+
+
+Side = Diagonal | Gram | None
+"""One side of a metric; None is the identity."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """loss(D) = tr(D' rows D cols) of a change D [*S, m, n]; an absent side is the identity.
+
+    Attributes:
+        rows: Side of the inputs, [*S, m, m] or [*S, m].
+        cols: Side of the outputs, [*S, n, n] or [*S, n].
+        mean: mean input [*S, m] of a centred metric: its bias is to be corrected by mean (W - W').
+    """
+
+    rows: Any = None
+    cols: Any = None
+    mean: Any = None
+
+    def arrays(self) -> tuple[Array | None, Array | None]:
+        """Rows and cols as arrays: full [*S, d, d], diagonal [*S, d], or None for the identity."""
+        return _array(self.rows), _array(self.cols)
+
+    def broadcast(self, stack: tuple[int, ...]) -> "Metric":
+        """The metric with every side spread to the stack axes `stack`, shared or not."""
+
+        def spread(x: Array | None, trailing: int) -> Array | None:
+            return (
+                None if x is None else jnp.broadcast_to(x, (*stack, *x.shape[x.ndim - trailing :]))
+            )
+
+        def side(s: Side) -> Side:
+            match s:
+                case None:
+                    return None
+                case Diagonal(values):
+                    return Diagonal(spread(values, 1))  # pyright: ignore
+                case Gram(matrix):
+                    return Gram(spread(matrix, 2))  # pyright: ignore
+
+        return Metric(side(self.rows), side(self.cols), spread(self.mean, 1))
+
+    def loss(self, delta: Float[Array, "*S m n"]) -> Float[Array, "*S"]:
+        """tr(D' rows D cols) per stack entry [*S], in float32."""
+        delta = delta.astype(jnp.float32)
+        weighted = _apply_rows(self.rows, delta)
+        if self.cols is not None:
+            transposed = _apply_rows(self.cols, jnp.swapaxes(weighted, -1, -2))
+            weighted = jnp.swapaxes(transposed, -1, -2)
+        return jnp.sum(weighted * delta, axis=(-2, -1))
+
+
+def _array(side: Side) -> Array | None:
+    match side:
+        case None:
+            return None
+        case Diagonal(values):
+            return values
+        case Gram(matrix):
+            return matrix
+
+
+def _apply_rows(side: Side, delta: Array) -> Array:
+    match side:
+        case None:
+            return delta
+        case Diagonal(values):
+            return values[..., :, None] * delta
+        case Gram(matrix):
+            return jnp.matmul(matrix, delta, precision="highest")
