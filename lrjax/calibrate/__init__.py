@@ -1,7 +1,9 @@
-"""Calibration: streaming, mergeable second moments of what every weight sees."""
+"""Calibration: streaming, mergeable statistics of what every weight sees."""
 
 from lrjax.calibrate.calibrator import calibrate
-from lrjax.calibrate.observe import Observer, Probes
+from lrjax.calibrate.fisher import Drawn, Fisher, Given
+from lrjax.calibrate.observe import Observer
+from lrjax.calibrate.probes import Probes
 from lrjax.calibrate.stats import Stats, merge
 
-__all__ = ["Observer", "Probes", "Stats", "calibrate", "merge"]
+__all__ = ["Drawn", "Fisher", "Given", "Observer", "Probes", "Stats", "calibrate", "merge"]

@@ -1,16 +1,20 @@
 """`calibrate`: stream batches through a function and gather what its weights see."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
 from lrjax import trees
-from lrjax.calibrate.observe import Batch, Observer, Probes
+from lrjax.calibrate.fisher import Fisher, FisherObserver, check_request
+from lrjax.calibrate.observe import Observer
+from lrjax.calibrate.probes import Batch, Probes
 from lrjax.calibrate.reduce import Reducer, all_finite
 from lrjax.calibrate.stats import Stats, merge
 from lrjax.errors import StatsError, message
-from lrjax.lift.taps import with_taps
+from lrjax.formats.layout import Layout
+from lrjax.lift.taps import Tapped, with_taps
 from lrjax.trees import Tree
 
 MAX_GRAM = 1 << 14
@@ -28,6 +32,8 @@ def calibrate(
     mask: Callable[[Batch], jax.Array] | None = None,
     select: Sequence[str] | None = None,
     max_gram: int = MAX_GRAM,
+    magnitudes: bool = False,
+    fisher: Fisher | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Stats:
     """Second moments of every weight's inputs and output gradients, over all batches.
@@ -50,24 +56,39 @@ def calibrate(
         mask: mask(batch) -> which positions [batch, length] are tokens, and not padding.
         select: globs of the weights to look at; default: all.
         max_gram: widest vector whose full second moment is kept; wider ones keep its diagonal.
+        magnitudes: also E|x| of the inputs, for `ASVD`.
+        fisher: also squared gradients of every example, by entries (`TFWSVD`) or rows (`FWSVD`); a
+            further pass over each batch. Its class says the memory and where labels come from.
         on_batch: called with the number of batches done, after each.
 
     Raises:
-        StatsError: there are no batches, or a weight, activation or gradient is not finite.
+        StatsError: there are no batches, Fisher information is asked for without its loss, or a
+            weight, activation or gradient is not finite.
         RuleError: a glob of `select` matches nothing.
     """
     _check_weights(params)
+    if fisher is not None:
+        check_request(fisher, loss)
     observe: Observer | None = None
     total: Stats | None = None
     done, finite = 0, None
     probes = (probes or Probes()) if gradients and loss is None else None
     key = jax.random.key(0 if probes is None else probes.seed)
+    chosen = None
+    if select is not None:
+        chosen = set(trees.assign(dict.fromkeys(select), trees.paths(params)))
     for batch in batches:
         _check_batch(batch, done)
         if observe is None or total is None:
-            observe = _observer(
-                apply, params, batch, loss if gradients else None, probes, mask, select, max_gram
-            )
+            reducers = Reducer(max_gram, mean=True, magnitude=magnitudes), Reducer(max_gram, False)
+            own = loss if gradients else None
+            observe = _observer(apply, params, batch, own, probes, mask, chosen, reducers)
+            if fisher is not None:
+                seen = [path for path in trees.paths(params) if chosen is None or path in chosen]
+                layouts = _layouts(observe.tapped, seen)
+                shared = trees.shared(params)
+                squares = FisherObserver(apply, fisher, loss, mask, layouts, shared)
+                observe = dataclasses.replace(observe, fisher=squares)
             first = jax.eval_shape(observe, params, batch, key)
             total = jax.tree.map(lambda s: jax.numpy.zeros(s.shape, s.dtype), first)
             step = jax.jit(_step(observe), donate_argnums=0)
@@ -95,11 +116,8 @@ def _step(observe: Observer) -> Callable:
     return step
 
 
-def _observer(apply, params, batch, loss, probes, mask, select, max_gram) -> Observer:
-    chosen = None
-    if select is not None:
-        chosen = set(trees.assign(dict.fromkeys(select), trees.paths(params)))
-    inputs, outputs = Reducer(max_gram, mean=True), Reducer(max_gram, mean=False)
+def _observer(apply, params, batch, loss, probes, mask, chosen, reducers) -> Observer:
+    inputs, outputs = reducers
     tapped = with_taps(
         apply,
         params,
@@ -117,6 +135,12 @@ def _observer(apply, params, batch, loss, probes, mask, select, max_gram) -> Obs
             )
         )
     return Observer(tapped, inputs, outputs, loss, probes, mask)
+
+
+def _layouts(tapped: Tapped, paths: Iterable[str]) -> dict[str, Layout]:
+    """Path -> layout, as `Stats.of` has it, of those weights that were tapped."""
+    uses = {p: [u for u in tapped.usage[p].matrix_uses if u.tap in tapped.inputs] for p in paths}
+    return {path: Layout(own[0].rows, own[0].cols) for path, own in uses.items() if own}
 
 
 def _check_weights(params: Tree) -> None:
@@ -145,14 +169,16 @@ def _check_batch(batch: Batch, index: int) -> None:
 
 def _not_finite(total: Stats, observe: Observer, done: int) -> StatsError:
     """The error that names the weights of the first store that is not finite."""
-    taps = [(tap, "input", total.inputs[key]) for key, tap in observe.tapped.inputs.items()]
-    taps += [(tap, "gradient", total.outputs[key]) for key, tap in observe.tapped.outputs.items()]
-    tap, what, _ = next(t for t in taps if not all_finite(t[2]))
+    tapped = observe.tapped
+    stores = [(tap.weights, "input", total.inputs[key]) for key, tap in tapped.inputs.items()]
+    stores += [(t.weights, "gradient", total.outputs[key]) for key, t in tapped.outputs.items()]
+    stores += [((path,), "squared-gradient", squares) for path, squares in total.fisher.items()]
+    paths, what, _ = next(store for store in stores if not all_finite(store[2]))
     when = f"batch {done - 1} or {done}" if done > 1 else "the first batch"
     todo = "Look at the batch, at its padding (pass mask=...), and at overflow in low precision."
     return StatsError(
         message(
-            path=", ".join(tap.weights),
+            path=", ".join(paths),
             got=f"{what} values that are not finite, in {when}",
             expected="finite values",
             todo=todo,

@@ -2,43 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lrjax.calibrate.fisher import FisherObserver
+from lrjax.calibrate.probes import Batch, Probes
 from lrjax.calibrate.reduce import Reducer, mask_outputs, normalise
 from lrjax.calibrate.stats import Stats
 from lrjax.errors import StatsError, message
 from lrjax.lift.taps import Tapped
-
-Batch = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Probes:
-    """Random cotangents of the outputs: gradients where the loss has none at the dense model.
-
-    With r of mean zero and unit covariance, E[(J'r)(J'r)'] = J'J, the Gauss-Newton matrix of
-    |f(W) - f(W0)|^2 / 2 (Hutchinson's estimator), for every example apart.
-
-    Attributes:
-        count: probes for each batch.
-        seed: of the random numbers.
-        law: their distribution.
-    """
-
-    count: int = 1
-    seed: int = 0
-    law: Literal["normal", "rademacher"] = "normal"
-
-    def draw(self, key: jax.Array, outputs: list[jax.Array]) -> list[jax.Array]:
-        """One cotangent for each output."""
-        keys = jax.random.split(key, len(outputs))
-        law = {"normal": jax.random.normal, "rademacher": jax.random.rademacher}[self.law]
-        return [
-            law(k, y.shape, jnp.float32).astype(y.dtype) for k, y in zip(keys, outputs, strict=True)
-        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +26,7 @@ class Observer:
         loss: mean loss of outputs and batch; None to probe the outputs.
         probes: used where there is no loss; None for inputs alone.
         mask: which positions of a batch are tokens, [batch, length].
+        fisher: squares the gradients of every example; None if not asked for.
     """
 
     tapped: Tapped
@@ -60,9 +35,10 @@ class Observer:
     loss: Callable[[Any, Batch], jax.Array] | None
     probes: Probes | None
     mask: Callable[[Batch], jax.Array] | None
+    fisher: FisherObserver | None = None
 
     def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Stats:
-        """Moments of every tap over the batch's tokens."""
+        """Moments of every tap, and squared gradients, over the batch's tokens."""
         mask = None if self.mask is None else jnp.asarray(self.mask(batch), bool)
         sums, grads, scale = self._sums(params, batch, mask, key)
         taps = self.tapped
@@ -78,7 +54,10 @@ class Observer:
         }
         examples = jnp.float32(jax.tree.leaves(batch)[0].shape[0])
         tokens = examples if mask is None else jnp.sum(mask, dtype=jnp.float32)
-        return Stats(inputs, outputs, tokens, taps.usage)
+        fisher: dict[str, Any] = {}
+        if self.fisher is not None:
+            fisher = self.fisher(params, batch, jax.random.fold_in(key, self.fisher.fisher.seed))
+        return Stats(inputs, outputs, tokens, taps.usage, fisher)
 
     def _sums(self, params, batch, mask, key) -> tuple[dict, dict, Any]:
         """Sums of inputs, sums of gradients, and the factor that makes them one example's own."""

@@ -14,20 +14,23 @@ from lrjax.metrics import Moments
 
 @dataclasses.dataclass(frozen=True)
 class Reducer:
-    """Sums of one tap over its tokens z: their number, sum z and sum z z'.
+    """Sums of one tap over its tokens z: their number, sum z z', and if asked sum z and sum |z|.
 
     Attributes:
         max_gram: vectors longer than this keep the diagonal alone.
         mean: whether sum z is kept.
+        magnitude: whether sum |z| is kept.
     """
 
     max_gram: int
     mean: bool
+    magnitude: bool = False
 
     def __call__(self, tap: Tap, z: Array, mask: Array | None) -> dict[str, Array]:
         """The sums; z is [*stack, tokens, width], or [*stack, width] how often rows were read."""
         if self.is_counts(tap):
-            return {"count": jnp.sum(z, axis=-1), "second": z}
+            sums = {"count": jnp.sum(z, axis=-1), "second": z}
+            return sums | {"magnitude": z} if self.magnitude else sums
         z = z.astype(jnp.float32)
         here = (
             jnp.ones(z.shape[:-1], bool) if mask is None else jnp.broadcast_to(mask, z.shape[:-1])
@@ -37,6 +40,8 @@ class Reducer:
         sums = {"count": jnp.sum(here, axis=-1, dtype=jnp.float32)}
         if self.mean:
             sums["mean"] = jnp.sum(z, axis=-2)
+        if self.magnitude:
+            sums["magnitude"] = jnp.sum(jnp.abs(z), axis=-2)
         if self.is_diagonal(tap):
             return sums | {"second": jnp.sum(z**2, axis=-2)}
         return sums | {"second": jnp.einsum("...td,...te->...de", z, z, precision="highest")}
@@ -55,8 +60,8 @@ def normalise(sums: dict[str, Array], *, diagonal: bool, scale: Any = 1.0) -> Mo
     count = sums["count"]
     safe = jnp.where(count > 0, count, 1.0)
     over = lambda x: x / jnp.reshape(safe, safe.shape + (1,) * (x.ndim - safe.ndim))
-    mean = over(sums["mean"]) if "mean" in sums else None
-    return Moments(count, mean, over(sums["second"]) * scale, diagonal)
+    mean, magnitude = (over(sums[k]) if k in sums else None for k in ("mean", "magnitude"))
+    return Moments(count, mean, over(sums["second"]) * scale, diagonal, magnitude)
 
 
 def mask_outputs(cotangent: Float[Array, "..."], mask: Bool[Array, "batch length"] | None) -> Array:

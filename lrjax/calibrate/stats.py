@@ -13,7 +13,7 @@ import numpy as np
 from lrjax.calibrate.tied import combine
 from lrjax.errors import StatsError, message
 from lrjax.lift import Usage, Use, WeightUse
-from lrjax.metrics import Moments, WeightStats, merge_moments
+from lrjax.metrics import Moments, SquaredGradients, WeightStats, merge_moments, merge_squares
 
 
 @jax.tree_util.register_dataclass
@@ -28,12 +28,14 @@ class Stats:
         outputs: tap -> moments of the gradient at a weight's output; empty without gradients.
         tokens: tokens of all batches (examples, without a mask).
         usage: how each weight is used: layouts, ties, biases, taps.
+        fisher: path -> squared gradients of every example; empty if not asked for.
     """
 
     inputs: Any
     outputs: Any
     tokens: Any
     usage: Usage = dataclasses.field(metadata={"static": True})
+    fisher: Any = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: "Stats") -> "Stats":
         """Statistics of both samples together."""
@@ -68,7 +70,7 @@ class Stats:
             rows, cols = combine([(rows, cols), *((c, r) for r, c in others)])
         else:
             rows, cols = found[0]
-        return WeightStats(rows, cols, bias)
+        return WeightStats(rows, cols, bias, self.fisher.get(path))
 
     def _moments(self, uses: Iterable[Use]) -> tuple[Any, Any]:
         """Inputs and output gradients of uses of one orientation."""
@@ -88,17 +90,24 @@ class Stats:
             weigh = lambda x: total(
                 x * jnp.reshape(share, share.shape + (1,) * (x.ndim - share.ndim))
             )
-            mean = None if m.mean is None else weigh(m.mean)
-            return Moments(count, mean, weigh(m.second), m.diagonal)
+            some = lambda x: None if x is None else weigh(x)
+            return Moments(count, some(m.mean), weigh(m.second), m.diagonal, some(m.magnitude))
+
+        def squares(m: SquaredGradients) -> SquaredGradients:
+            count = total(m.count)
+            share = m.count / jnp.where(count > 0, count, 1.0)
+            return dataclasses.replace(m, count=count, mean=total(share * m.mean))
 
         inputs = {tap: one(m) for tap, m in self.inputs.items()}
         outputs = {tap: one(m) for tap, m in self.outputs.items()}
-        return Stats(inputs, outputs, total(self.tokens), self.usage)
+        fisher = {path: squares(m) for path, m in self.fisher.items()}
+        return Stats(inputs, outputs, total(self.tokens), self.usage, fisher)
 
     def digest(self) -> str:
         """SHA-256 of all values: equal for equal statistics, on every machine."""
         sha = hashlib.sha256()
-        for name, store in (("inputs", self.inputs), ("outputs", self.outputs)):
+        for name in ("inputs", "outputs", "fisher"):
+            store = getattr(self, name)
             for tap in sorted(store):
                 sha.update(f"{name} {tap} {jax.tree.structure(store[tap])}".encode())
                 for leaf in jax.tree.leaves(store[tap]):
@@ -115,6 +124,9 @@ class Stats:
     def __str__(self) -> str:
         seen = sum(path in self for path in self.usage)
         kind = "inputs and output gradients" if self.outputs else "inputs"
+        for squares in list(self.fisher.values())[:1]:
+            what = "element" if squares.elements else "row"
+            kind += f", {what} Fisher ({squares.labels} labels)"
         return (
             f"Stats of {seen} weights, {kind}: {float(self.tokens):,.0f} tokens, "
             f"{len(self.inputs)} activations, {self.nbytes / 1e6:.1f} MB"
@@ -142,7 +154,7 @@ def merge(a: Stats, b: Stats) -> Stats:
         raise StatsError(
             message(
                 got="statistics of two different functions or calibrations",
-                expected="the same weights, taps and gradients in both",
+                expected="the same weights, taps, gradients and Fisher information in both",
                 todo="Calibrate both with one function and the same options.",
             )
         )
@@ -151,6 +163,7 @@ def merge(a: Stats, b: Stats) -> Stats:
         merge_stores(a.outputs, b.outputs),
         a.tokens + b.tokens,
         a.usage,
+        {path: merge_squares(a.fisher[path], b.fisher[path]) for path in a.fisher},
     )
 
 

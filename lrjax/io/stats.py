@@ -8,10 +8,10 @@ from lrjax.errors import ArtefactError, message
 from lrjax.formats import Layout
 from lrjax.io import folder
 from lrjax.lift import Usage, Use, UseKind, WeightUse
-from lrjax.metrics import Moments
+from lrjax.metrics import Moments, SquaredGradients
 
 KIND = "lrjax statistics"
-CLASSES = (Moments, WeightUse, Use, UseKind, Layout)
+CLASSES = (Moments, SquaredGradients, WeightUse, Use, UseKind, Layout)
 
 
 def save_stats(path: str | os.PathLike[str], stats: Stats, *, overwrite: bool = False) -> None:
@@ -25,6 +25,7 @@ def save_stats(path: str | os.PathLike[str], stats: Stats, *, overwrite: bool = 
         "outputs": stats.outputs,
         "tokens": stats.tokens,
         "usage": stats.usage,
+        "fisher": stats.fisher,
     }
     content = {"statistics": stats.digest()}
     folder.write(Path(path), KIND, tree, classes=CLASSES, content=content, overwrite=overwrite)
@@ -38,7 +39,8 @@ def load_stats(path: str | os.PathLike[str]) -> Stats:
     """
     where = Path(path)
     tree, said = folder.read(where, KIND, classes=CLASSES)
-    stats = Stats(tree["inputs"], tree["outputs"], tree["tokens"], Usage(tree["usage"]))
+    usage = Usage(tree["usage"])
+    stats = Stats(tree["inputs"], tree["outputs"], tree["tokens"], usage, tree["fisher"])
     if stats.digest() != said["statistics"]:
         todo = "Calibrate again with this version of lrjax."
         raise ArtefactError(
