@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from lrjax.formats.selection import Selection, as_array
+
 Label = Hashable
 Labelled = tuple[Array, tuple[int, ...]]
 
@@ -72,6 +74,7 @@ def contract(
         tuple(dict.fromkeys(target)),
         order,
         activations,
+        selections([x for x, _ in arrays]),
     )
     dtype = promoted(x.dtype for x, _ in arrays)
     alive: list[Labelled | None] = list(arrays)
@@ -91,8 +94,8 @@ def contract(
 
 
 def promoted(dtypes: Iterable[Any]) -> Any:
-    """The dtype that arrays of these dtypes have together."""
-    unique = set(dtypes)
+    """The dtype that arrays of these dtypes have together; None is of no consequence."""
+    unique = set(dtypes) - {None}
     return unique.pop() if len(unique) == 1 else jnp.result_type(*unique)
 
 
@@ -108,8 +111,12 @@ def plan(
     out: tuple[int, ...],
     order: Order,
     activations: int,
+    free: tuple[tuple[int, int], ...] = (),
 ) -> Path:
-    """The cheapest allowed sequence of pairwise contractions; a function of shapes alone."""
+    """The cheapest allowed sequence of pairwise contractions; a function of shapes alone.
+
+    `free` names operands that are selections, with the number of their output labels.
+    """
     n = len(labels)
     if n == 1:
         return Path((), 0)
@@ -125,13 +132,20 @@ def plan(
         outside = set(out).union(*(labels[i] for i in range(n) if not mask >> i & 1))
         return frozenset(inside & outside)
 
+    sides = {1 << i: (frozenset(labels[i][:k]), frozenset(labels[i][k:])) for i, k in free}
+
+    def moves(a: int, selection: int, mask: int) -> bool:
+        return selection in sides and _gathers(kept(a), *sides[selection], kept(mask)) != 0
+
     @functools.lru_cache(None)
     def best(mask: int) -> tuple[int, int, tuple[int, int] | None]:
         if mask & (mask - 1) == 0:
             return 0, 0, None
         found = (math.inf, math.inf, None)
         for a, b in _splits(mask, active, order, greedy=n > EXACT_STREAM):
-            step = _step_flops(kept(a), kept(b), kept(mask), sizes)
+            step = 0
+            if not moves(a, b, mask) and not moves(b, a, mask):
+                step = _step_flops(kept(a), kept(b), kept(mask), sizes)
             (fa, sa, _), (fb, sb, _) = best(a), best(b)
             space = sa + sb + math.prod(sizes[k] for k in kept(mask))
             found = min(found, (fa + fb + step, space, (a, b)))
@@ -150,6 +164,19 @@ def plan(
 
     emit(full)
     return Path(tuple(steps), best(full)[0])
+
+
+def selections(operands: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """Which operands are selections, and how many output labels they have."""
+    return tuple((i, len(x.outs)) for i, x in enumerate(operands) if isinstance(x, Selection))
+
+
+def _gathers(own: frozenset, outs: frozenset, ins: frozenset, keep: frozenset) -> int:
+    """1 if a selection moves input slots of an operand to output slots, -1 if back, else 0."""
+    for first, second, way in ((ins, outs, 1), (outs, ins, -1)):
+        if first <= own and not second & own and not first & keep:
+            return way
+    return 0
 
 
 def _splits(mask: int, active: int, order: Order, greedy: bool):
@@ -191,6 +218,12 @@ def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], size
 def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype):
     """Contract two labelled arrays, summing the labels that are not in `keep`."""
     (x, la), (y, lb) = a, b
+    if isinstance(x, Selection) or isinstance(y, Selection):
+        moved = _move(b, a, keep) if isinstance(x, Selection) else _move(a, b, keep)
+        if moved is not None:
+            z, ls = moved
+            return (z if out_dtype is None else cast(z, out_dtype)), ls
+        x, y = as_array(x, dtype), as_array(y, dtype)
     x, la = _presum(cast(x, dtype), la, keep | set(lb))
     y, lb = _presum(cast(y, dtype), lb, keep | set(la))
     both = [k for k in la if k in lb]
@@ -214,9 +247,28 @@ def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype)
     return z, ls
 
 
+def _move(a: Labelled, b: Labelled, keep: set[int]) -> Labelled | None:
+    """Contract an array with a selection by moving slots, where that is all it does."""
+    (x, la), (selection, lb) = a, b
+    if isinstance(x, Selection):
+        return None
+    assert isinstance(selection, Selection)
+    outs, ins = lb[: len(selection.outs)], lb[len(selection.outs) :]
+    way = _gathers(frozenset(la), frozenset(outs), frozenset(ins), frozenset(keep))
+    if not way:
+        return None
+    gone, new = (ins, outs) if way > 0 else (outs, ins)
+    rest = tuple(k for k in la if k not in gone)
+    x = _aligned(x, la, (*gone, *rest))
+    return (selection.forward(x) if way > 0 else selection.backward(x)), (*new, *rest)
+
+
 def _presum(x: Array, ls: tuple[int, ...], keep: set[int]):
     dead = tuple(i for i, k in enumerate(ls) if k not in keep)
-    return (x.sum(dead), tuple(k for k in ls if k in keep)) if dead else (x, ls)
+    if not dead:
+        return x, ls
+    ones = all(x.shape[d] == 1 for d in dead)  # nothing to sum: keep the dtype of each step
+    return x.squeeze(dead) if ones else x.sum(dead), tuple(k for k in ls if k in keep)
 
 
 def _aligned(x: Array, ls: tuple[int, ...], out: tuple[int, ...]) -> Array:
@@ -226,14 +278,15 @@ def _aligned(x: Array, ls: tuple[int, ...], out: tuple[int, ...]) -> Array:
     return jnp.expand_dims(x, [i for i, k in enumerate(out) if k not in ls])
 
 
-def _array(x: Any) -> Array:
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+def _array(x: Any) -> Any:
+    return x if isinstance(x, jax.Array | Selection) else jnp.asarray(x)
 
 
 def _diagonal(x: Array, ls: tuple[int, ...]):
     if len(set(ls)) == len(ls):
         return x, ls
     unique = tuple(dict.fromkeys(ls))
+    x = as_array(x, jnp.float32)
     return jnp.einsum(x, list(ls), list(unique)), unique
 
 

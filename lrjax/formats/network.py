@@ -16,6 +16,7 @@ import jax
 
 from lrjax.errors import ShapeError, message
 from lrjax.formats.contract import promoted
+from lrjax.formats.selection import Selection, as_array
 
 
 class Unsupported(Exception):
@@ -119,6 +120,22 @@ class Network:
         dims = tuple(tuple(_replaced(group, label, new)) for group in self.dims)
         return Network(tuple(operands), tuple(labels), dims), new
 
+    def apart(self, axis: int) -> "Network":
+        """The same network with no label of dense dimension `axis` in another dimension.
+
+        A block label that two dimensions share becomes two, with an identity between them: what
+        cuts one dimension then leaves the other as it is.
+        """
+        net = self
+        for k in self.dims[axis]:
+            if any(k in group for d, group in enumerate(self.dims) if d != axis):
+                new, size = net.fresh(), net.sizes[k]
+                dims = list(net.dims)
+                dims[axis] = tuple(_replaced(dims[axis], k, (new,)))
+                same = Selection(tuple(range(size)), (size,), (size,))
+                net = net.with_operand(same, (new, k)).with_dims(dims)
+        return net
+
     def map_label(self, label: int, f: Callable[[Any, int], Any]) -> "Network":
         """Apply `f(operand, axis)` to every operand that carries the label (it may resize it).
 
@@ -128,9 +145,14 @@ class Network:
         if sum(label in group for group in self.dims) > 1:
             raise Unsupported("a cut through one of two dimensions that share a block label")
         operands = tuple(
-            f(x, ls.index(label)) if label in ls else x
+            f(as_array(x, self.dtype), ls.index(label)) if label in ls else x
             for x, ls in zip(self.operands, self.labels, strict=True)
         )
+        return dataclasses.replace(self, operands=operands)
+
+    def expanded(self) -> "Network":
+        """The same network with every selection written out as an array."""
+        operands = tuple(as_array(x, self.dtype) for x in self.operands)
         return dataclasses.replace(self, operands=operands)
 
     def reshape(self, shape: Sequence[int]) -> "Network":

@@ -10,6 +10,7 @@ import numpy as np
 from lrjax.formats.factored import is_factored
 from lrjax.formats.lazy import LazyArray, as_lazy, drop_unit, product
 from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.selection import Selection
 from lrjax.ops.shape import broadcast_in_dim, slice_in_dim
 
 
@@ -20,7 +21,8 @@ def scale(w: Any, scalar: Any) -> Any:
         return (w * scalar).astype(w.dtype)
 
     def one(net: Network) -> Network:
-        k = min(range(len(net.operands)), key=lambda i: net.operands[i].size)
+        arrays = [i for i, x in enumerate(net.operands) if not isinstance(x, Selection)]
+        k = min(arrays, key=lambda i: net.operands[i].size)
         operands = list(net.operands)
         operands[k] = (operands[k] * scalar).astype(operands[k].dtype)
         return Network(tuple(operands), net.labels, net.dims)

@@ -63,7 +63,7 @@ def convolve(
     window: Window,
 ) -> Array:
     """Stream the input through the kernel's operands, one spatial stage after the other."""
-    net, group, inputs, outputs, spatial = _regroup(net, dn, groups)
+    net, group, inputs, outputs, spatial = _regroup(net.expanded(), dn, groups)
     size = lambda ls: tuple(net.sizes[k] for k in ls)
     batch, channel, *space = dn.lhs_spec
     x = x.transpose((batch, *space, channel))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax.formats.contract import Order, plan
+from lrjax.formats.contract import Order, plan, selections
 from lrjax.formats.factored import Factored, abstract
 from lrjax.formats.layout import Layout, default_layout
 from lrjax.formats.network import Network
@@ -84,5 +84,6 @@ def _network_flops(net: Network, rows: int, stack, inputs, outputs) -> int:
         tuple(dict.fromkeys(ids[k] for group in groups for k in group)),
         Order.STREAM,
         1,
+        selections([x for x, _ in operands]),
     )
     return path.flops

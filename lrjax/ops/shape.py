@@ -13,6 +13,7 @@ from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import is_factored
 from lrjax.formats.lazy import LazyArray, as_lazy
 from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.selection import Selection
 
 
 def transpose(w: Any, permutation: Sequence[int]) -> Any:
@@ -147,6 +148,7 @@ def _slice(net: Network, axis: int, start: Any, size: int, dynamic: bool) -> Net
             return net.map_label(label, lambda x, k: lax.dynamic_slice_in_dim(x, a, n, k))
         return net.map_label(label, lambda x, k: lax.slice_in_dim(x, a, a + n, axis=k))
 
+    net = net.apart(axis)
     sizes = net.sizes
     labels = [k for k in net.dims[axis] if sizes[k] != 1]
     total = net.shape[axis]
@@ -208,16 +210,22 @@ def stack(ws: Sequence[Any], axis: int = 0) -> Any:
     if not all(isinstance(w, LazyArray) and w.axis is None for w in ws):
         raise Unsupported("stack of unequal parts")
     rows = [[net.canonical() for net in w.terms] for w in ws]
-    forms = {tuple((net.labels, net.dims, *_shapes(net)) for net in row) for row in rows}
+    forms = {tuple((jax.tree.structure(net), *_shapes(net)) for net in row) for row in rows}
     if len(forms) != 1:
         raise Unsupported("stack of unequal parts")
     axis = axis % (ws[0].ndim + 1)
 
     def one(nets: Sequence[Network]) -> Network:
         label = nets[0].fresh()
-        operands = tuple(map(jnp.stack, zip(*(net.operands for net in nets), strict=True)))
+        columns = list(zip(*(net.operands for net in nets), strict=True))
+        alike = [isinstance(xs[0], Selection) for xs in columns]
+        operands = tuple(
+            xs[0] if a else jnp.stack(xs) for xs, a in zip(columns, alike, strict=True)
+        )
         dims = nets[0].dims
-        labels = tuple((label, *ls) for ls in nets[0].labels)
+        labels = tuple(
+            ls if a else (label, *ls) for ls, a in zip(nets[0].labels, alike, strict=True)
+        )
         return Network(operands, labels, (*dims[:axis], (label,), *dims[axis:]))
 
     return LazyArray(tuple(map(one, zip(*rows, strict=True))), None, ws[0].name)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, abstract
+from lrjax.formats.selection import Selection
 
 
 def sharding(w: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
@@ -35,6 +36,7 @@ def sharding(w: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
         (x, ls, net)
         for net in jax.tree.unflatten(treedef, leaves).networks()
         for x, ls in zip(net.operands, net.labels, strict=True)
+        if not isinstance(x, Selection)
     ]
     if len(views) != len(leaves):
         got = f"{len(views)} operands for {len(leaves)} factors in {type(w).__name__}"
@@ -55,10 +57,16 @@ def _places(net: Any, mesh: Mesh, spec: PartitionSpec) -> dict[int, Any]:
             continue
         names = axis if isinstance(axis, tuple) else (axis,)
         devices = math.prod(mesh.shape[name] for name in names)
-        first = next((k for k in group if sizes[k] != 1), None)
-        if first is not None and sizes[first] % devices == 0:
+        first = _first(group, sizes)
+        # A block label inside another dimension would leave that one's shards in pieces.
+        whole = all(first not in other or _first(other, sizes) == first for other in net.dims)
+        if first is not None and whole and sizes[first] % devices == 0:
             where[first] = axis
     return where
+
+
+def _first(group: Any, sizes: Any) -> int | None:
+    return next((k for k in group if sizes[k] != 1), None)
 
 
 def _spec(shape, view, labels, where) -> PartitionSpec:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from lrjax.formats.contract import contract
 from lrjax.formats.lazy import LazyArray, as_lazy
 from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.selection import as_array
 
 Mode = Literal["fill", "clip", "wrap", "promise_in_bounds"]
 
@@ -82,10 +83,9 @@ def _lookup(
 
     Those are the operands that vary along the dimension, or every one that has a label of it.
     """
+    net = net.apart(axis)
     sizes = net.sizes
     group = [k for k in net.dims[axis] if sizes[k] != 1 or every]
-    if any(k in other for d, other in enumerate(net.dims) if d != axis for k in group):
-        raise Unsupported("lookup through a block label")
     at = jnp.unravel_index(index, [sizes[k] for k in group]) if len(group) > 1 else (index,)
     first = net.fresh()
     rows = tuple(range(first, first + index.ndim))
@@ -93,6 +93,7 @@ def _lookup(
     for x, ls in zip(net.operands, net.labels, strict=True):
         here = [(ls.index(k), i) for k, i in zip(group, at, strict=bool(group)) if k in ls]
         if here:
+            x = as_array(x, net.dtype)
             rest = [d for d in range(x.ndim) if d not in [d for d, _ in here]]
             x = x.transpose([*(d for d, _ in here), *rest])
             x = x.at[tuple(i for _, i in here)].get(mode="promise_in_bounds")

@@ -70,6 +70,7 @@ def _placed(w: Any, target: Any, put: Callable[[Any, Any], Any]) -> Any:
         return jax.tree.map(lambda a: put(a, target), w)
 
     def one(net: Network) -> Network:
+        net = net.expanded()
         sizes, where = net.sizes, {}
         for group, axis in zip(net.dims, target.spec, strict=False):
             names = axis if isinstance(axis, tuple) else (axis,)
