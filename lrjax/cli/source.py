@@ -109,11 +109,11 @@ def nest(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _artefact(path: Path) -> Source:
-    from lrjax import io, trees
+    from lrjax import io, zoo
 
     artefact = io.load(path)
     config = artefact.config or _config(path)
-    model = _model(config, trees.paths(artefact.params)) if config else None
+    model = zoo.model_of(config, artefact.params) if config else None
     return Source(path, "artefact", artefact.params, config, model)
 
 
@@ -122,14 +122,6 @@ def _published(path: Path) -> Source:
 
     model, params = zoo.load(path)
     return Source(path, "checkpoint", params, _config(path), model)
-
-
-def _model(config: Mapping[str, Any], paths: tuple[str, ...]) -> Any:
-    """The zoo's model of an artefact, whose parameters have the paths of that model."""
-    from lrjax.zoo.load import READERS
-
-    reader = READERS.get(str(config.get("model_type")))
-    return reader(config, [path.replace("/", ".") for path in paths]) if reader else None
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:

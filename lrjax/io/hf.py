@@ -1,11 +1,13 @@
 """Safetensors checkpoints in the Hugging Face layout: one file, or shards and an index."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, NoReturn
 
 import jax
@@ -19,6 +21,7 @@ from lrjax.io.atomic import new_folder
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BLOCK_BYTES = 2**25
 SHARD_BYTES = 5 * 10**9  # the layout's usual shard size; also bounds the memory that a write needs
 
 # safetensors' names of the element types that NumPy (with ml_dtypes) can hold.
@@ -64,6 +67,29 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 return file.get_tensor(name)
         except (safetensors.SafetensorError, OSError) as cause:
             _fail(f"{entry.file}, {name}", str(cause), f"{entry.shape} {entry.dtype}", cause)
+
+    def blocks(
+        self, name: str, limit: int = BLOCK_BYTES
+    ) -> Iterator[tuple[slice | EllipsisType, np.ndarray]]:
+        """The tensor's rows, a block of at most `limit` bytes (or one row) at a time.
+
+        The file is mapped for one block only, so that copying a tensor block by block never holds
+        it twice.
+        """
+        entry = self.entries[name]
+        if not entry.shape or not entry.shape[0]:
+            yield ..., self[name]
+            return
+        row = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+        step = max(1, limit // max(row, 1))
+        for start in range(0, entry.shape[0], step):
+            rows = slice(start, min(start + step, entry.shape[0]))
+            try:
+                with safetensors.safe_open(entry.file, framework="numpy") as file:
+                    block = file.get_slice(name)[rows]
+            except (safetensors.SafetensorError, OSError) as cause:
+                _fail(f"{entry.file}, {name}", str(cause), f"{entry.shape} {entry.dtype}", cause)
+            yield rows, block
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

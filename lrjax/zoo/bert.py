@@ -1,39 +1,31 @@
 """BERT, the bidirectional transformer encoder (arXiv:1810.04805), as published.
 
 Post-norm blocks: x <- norm(x + attention(x)), x <- norm(x + mlp(x)). Query, key and value are three
-layers, as in the published checkpoints, so that each may be factored in its own way.
+layers, as in the published checkpoints, so that each may be factored in its own way. What is put on
+top of it stands in ``heads.py``.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
-from lrjax.errors import CheckpointError, ShapeError, message
-from lrjax.zoo import names
-from lrjax.zoo.config import Config
-from lrjax.zoo.layers import Dense, Embed, LayerNorm
+from lrjax.errors import ShapeError, message
+from lrjax.zoo import attention, heads, names, stack
+from lrjax.zoo.config import Config, divides, one_of
+from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, LayerNorm
 from lrjax.zoo.names import Tensor
-
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(Config):
     """The shape of a BERT, in the words of its ``config.json``; the defaults are BERT-base."""
 
+    model_type: ClassVar[str] = "bert"
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -43,18 +35,44 @@ class BertConfig(Config):
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
+    tie_word_embeddings: bool = True
+    position_embedding_type: str = "absolute"
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    num_labels: int | None = None
+    id2label: FrozenDict | None = None
+
+    def check(self) -> None:
+        """Refuses what these encoders do not model."""
+        one_of("position_embedding_type", self.position_embedding_type, ("absolute",))
+        one_of("is_decoder", self.is_decoder, (False,))
+        one_of("add_cross_attention", self.add_cross_attention, (False,))
+        one_of("hidden_act", self.hidden_act, ACTIVATIONS)
+        divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
+
+    @property
+    def labels(self) -> int:
+        """The number of classes of a classification head; two unless told."""
+        return heads.labels(self.num_labels, self.id2label)
+
+    @property
+    def embedding_size(self) -> int:
+        """The width of the tables: that of the blocks."""
+        return self.hidden_size
 
 
 class Bert(nn.Module):
     """Token ids -> the last hidden states; :meth:`pool` gives the published pooled output."""
 
+    architecture: ClassVar[str] = "BertModel"
     config: BertConfig
     pooled: bool = True
+    scanned: bool = False
 
     def setup(self) -> None:
         c = self.config
         self.embeddings = Embeddings(c)
-        self.encoder = Encoder(c)
+        self.encoder = Encoder(c, self.scanned)
         if self.pooled:
             self.pooler = Dense(c.hidden_size)
 
@@ -69,7 +87,7 @@ class Bert(nn.Module):
         ``attention_mask`` is 1 at real tokens, 0 at padding; ``token_type_ids`` tells a first
         segment (0) from a second (1). Both may be left out: all real, all first.
         """
-        visible = None if attention_mask is None else attention_mask[:, None, None, :] > 0
+        visible = attention.everywhere(attention_mask)
         x = self.encoder(self.embeddings(input_ids, token_type_ids), visible)
         if self.pooled and self.is_initializing():
             self.pool(x)
@@ -79,12 +97,18 @@ class Bert(nn.Module):
         """tanh(W h_0 + b): what the next-sentence task read from the first token."""
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
+    def attend(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch vocab"]:
+        """The scores of every word: the head that is tied to the embedding."""
+        return self.embeddings.word.attend(x)
+
     @nn.nowrap
     def layout(self) -> Iterator[Tensor]:
         """The published checkpoint, tensor by tensor."""
-        for kind in ("word", "position", "token_type"):
-            yield from names.embed(f"embeddings.{kind}_embeddings", f"embeddings/{kind}")
-        yield from names.norm("embeddings.LayerNorm", "embeddings/norm")
+        layout = self._layout()
+        return names.stacked(layout) if self.scanned else layout
+
+    def _layout(self) -> Iterator[Tensor]:
+        yield from embeddings_layout()
         for i in range(self.config.num_hidden_layers):
             theirs, ours = f"encoder.layer.{i}", f"encoder/layer_{i}"
             for kind in ("query", "key", "value"):
@@ -108,52 +132,57 @@ class Bert(nn.Module):
 class Embeddings(nn.Module):
     """The sum of a token's word, position and segment vectors, normalised."""
 
-    config: BertConfig
+    config: Any
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        self.word = Embed(c.vocab_size, c.embedding_size)
+        self.position = Embed(c.max_position_embeddings, c.embedding_size)
+        self.token_type = Embed(c.type_vocab_size, c.embedding_size)
+        self.norm = LayerNorm(c.layer_norm_eps)
+
     def __call__(
         self, ids: Int[Array, "batch length"], types: Int[Array, "batch length"] | None
     ) -> Float[Array, "batch length d"]:
-        c = self.config
-        words = Embed(c.vocab_size, c.hidden_size, name="word")(ids)
-        if ids.shape[-1] > c.max_position_embeddings:
+        limit = self.config.max_position_embeddings
+        if ids.shape[-1] > limit:
             raise ShapeError(
                 message(
                     path="input_ids",
                     got=f"{ids.shape[-1]} tokens",
-                    expected=f"at most {c.max_position_embeddings}, the positions of this model",
+                    expected=f"at most {limit}, the positions of this model",
                     todo="Cut or split the text.",
                 )
             )
-        positions = Embed(c.max_position_embeddings, c.hidden_size, name="position")
-        segments = Embed(c.type_vocab_size, c.hidden_size, name="token_type")
         types = jnp.zeros_like(ids) if types is None else types
-        x = words + segments(types) + positions(jnp.arange(ids.shape[-1]))
-        return LayerNorm(c.layer_norm_eps, name="norm")(x)
+        places = self.position(jnp.arange(ids.shape[-1]))
+        return self.norm(self.word(ids) + self.token_type(types) + places)
 
 
 class Encoder(nn.Module):
     """The blocks, one after the other."""
 
     config: BertConfig
+    scanned: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 1 length"] | None
+        self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 length"] | None
     ) -> Float[Array, "batch length d"]:
-        for i in range(self.config.num_hidden_layers):
-            x = Block(self.config, name=f"layer_{i}")(x, visible)
-        return x
+        c = self.config
+        each = [{}] * c.num_hidden_layers
+        block = lambda name: Block(c, name=name)
+        return stack.run(block, x, visible, each=each, scanned=self.scanned)
 
 
 class Block(nn.Module):
     """One transformer block, normalised after each residual sum."""
 
-    config: BertConfig
+    config: Any
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 1 length"] | None
+        self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 length"] | None
     ) -> Float[Array, "batch length d"]:
         eps = self.config.layer_norm_eps
         attended = Attention(self.config, name="attention")(x, visible)
@@ -164,28 +193,24 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """softmax(Q K' / sqrt(d_head)) V over every visible token, head by head (arXiv:1706.03762)."""
 
-    config: BertConfig
+    config: Any
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 1 length"] | None
+        self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 length"] | None
     ) -> Float[Array, "batch length d"]:
-        d, heads = self.config.hidden_size, self.config.num_attention_heads
+        d, count = self.config.hidden_size, self.config.num_attention_heads
         q, k, v = (
-            Dense(d, name=name)(x).reshape(*x.shape[:-1], heads, d // heads)
+            Dense(d, name=name)(x).reshape(*x.shape[:-1], count, d // count)
             for name in ("query", "key", "value")
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (d // heads) ** -0.5
-        if visible is not None:
-            scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
-        return Dense(d, name="output")(mixed.reshape(x.shape))
+        return Dense(d, name="output")(attention.attend(q, k, v, visible))
 
 
 class MLP(nn.Module):
     """Two layers with a non-linearity between: down(act(up(x)))."""
 
-    config: BertConfig
+    config: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d"]) -> Float[Array, "batch length d"]:
@@ -194,36 +219,28 @@ class MLP(nn.Module):
         return Dense(self.config.hidden_size, name="down")(hidden)
 
 
-def read(config: Mapping[str, Any], tensors: Collection[str]) -> Bert:
+def embeddings_layout() -> Iterator[Tensor]:
+    """The published tables and their norm, which ALBERT shares."""
+    for kind in ("word", "position", "token_type"):
+        yield from names.embed(f"embeddings.{kind}_embeddings", f"embeddings/{kind}")
+    yield from names.norm("embeddings.LayerNorm", "embeddings/norm")
+
+
+NAMES = heads.Names("bert", "cls.predictions.transform", "cls.predictions", "cls.seq_relationship")
+
+HEADS: Mapping[str, type[heads.Head]] = {
+    "BertForPreTraining": heads.MaskedLM,
+    "BertForMaskedLM": heads.MaskedLM,
+    "BertForSequenceClassification": heads.Classifier,
+    "BertForTokenClassification": heads.TokenClassifier,
+}
+"""What stands on the encoder, by the published name of the whole."""
+
+
+def read(config: Mapping[str, Any], tensors: Collection[str]) -> nn.Module:
     """The model that a published ``config.json`` and the names in its file describe.
 
     Raises:
         CheckpointError: the config asks for what this file does not model.
     """
-    for key, known in (
-        ("architectures", (["BertModel"], None)),
-        ("position_embedding_type", ("absolute",)),
-        ("is_decoder", (False,)),
-        ("add_cross_attention", (False,)),
-        ("hidden_act", tuple(ACTIVATIONS)),
-    ):
-        if config.get(key, known[0]) not in known:
-            raise CheckpointError(
-                message(
-                    path=f"config.json, {key}",
-                    got=repr(config[key]),
-                    expected=" or ".join(map(repr, known)),
-                    todo="Load a plain BERT encoder.",
-                )
-            )
-    parsed = BertConfig.from_json(config)
-    if parsed.hidden_size % parsed.num_attention_heads:
-        raise CheckpointError(
-            message(
-                path="config.json, num_attention_heads",
-                got=str(parsed.num_attention_heads),
-                expected=f"a divisor of hidden_size {parsed.hidden_size}",
-                todo="Correct the value.",
-            )
-        )
-    return Bert(parsed, pooled=any(name.startswith("pooler.") for name in tensors))
+    return heads.build(HEADS, Bert, NAMES, BertConfig.from_json(config), tensors)

@@ -1,9 +1,14 @@
 """A model's ``config.json``, read into a frozen dataclass and written back with nothing lost."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+from flax.core import FrozenDict
 
 from lrjax.errors import CheckpointError, message
 
@@ -14,52 +19,110 @@ C = TypeVar("C", bound="Config")
 class Config:
     """Base of the zoo's configs: its fields bear the names of ``config.json``.
 
-    Keys that no field reads are carried in ``rest`` (as JSON, so that a config stays hashable) and
-    written back by :meth:`to_json`.
+    Lists become tuples and objects become frozen ones, so that a config is hashable. What was read
+    is carried in ``rest``, as JSON, and :meth:`to_json` writes it back, keys that no field reads
+    included.
     """
 
+    model_type: ClassVar[str] = ""
     rest: str = dataclasses.field(default="{}", repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for field in _fields(type(self)):
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
 
     @classmethod
     def from_json(cls: type[C], data: Mapping[str, Any]) -> C:
         """Reads the fields by name; a field without a default must be there.
 
         Raises:
-            CheckpointError: a needed key is missing, or a value has the wrong type.
+            CheckpointError: a needed key is missing, or a value has the wrong type or is not
+                supported.
         """
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "rest"}
-        for name, field in fields.items():
-            needed = field.default is dataclasses.MISSING
-            if name not in data and needed:
-                raise CheckpointError(
-                    message(
-                        path=f"config.json, {name}",
-                        got="nothing",
-                        expected="a value",
-                        todo="Add the key that the published config of this model has.",
-                    )
-                )
-            if name in data and not _fits(data[name], field.type):
-                raise CheckpointError(
-                    message(
-                        path=f"config.json, {name}",
-                        got=repr(data[name]),
-                        expected=getattr(field.type, "__name__", str(field.type)),
-                        todo="Correct the value.",
-                    )
-                )
-        rest = {k: v for k, v in data.items() if k not in fields}
-        known = {k: v for k, v in data.items() if k in fields}
-        return cls(**known, rest=json.dumps(rest))
+        if "quantization_config" in data:
+            refuse("quantization_config", "quantised weights", "plain ones", "Dequantise first.")
+        values = {}
+        for field in _fields(cls):
+            if field.name in data:
+                values[field.name] = _read(field.name, data[field.name], field.type)
+            elif field.default is dataclasses.MISSING:
+                todo = "Add the key that the published config of this model has."
+                refuse(field.name, "nothing", "a value", todo)
+        config = cls(**values, rest=json.dumps(dict(data)))
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Refuses values that are of the right type, but that the model cannot honour.
+
+        Raises:
+            CheckpointError: there is such a value.
+        """
 
     def to_json(self) -> dict[str, Any]:
-        """The ``config.json`` of this model: the fields, and what was read beside them."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del fields["rest"]
-        return {**json.loads(self.rest), **fields}
+        """The ``config.json`` of this model: what was read, and every field that differs."""
+        read = json.loads(self.rest)
+        written = {"model_type": self.model_type} if self.model_type else {}
+        fields = {field.name: field.default for field in _fields(type(self))}
+        built = not fields.keys() & read.keys()
+        for name, default in fields.items():
+            value = getattr(self, name)
+            if built or name in read or value != default:
+                written[name] = _thawed(value)
+        return {**read, **written}
+
+
+def refuse(key: str, got: object, expected: str, todo: str = "Correct the value.") -> NoReturn:
+    """Raises the error of a config's key."""
+    raise CheckpointError(
+        message(path=f"config.json, {key}", got=got, expected=expected, todo=todo)
+    )
+
+
+def one_of(key: str, value: Any, known: Iterable[Any]) -> None:
+    """Refuses a value that is not among those that the model knows."""
+    known = tuple(known)
+    if value not in known:
+        todo = "Load a model that the zoo has, or run your own through lrjax.lift."
+        refuse(key, repr(value), " or ".join(map(repr, known)), todo)
+
+
+def divides(key: str, value: int, whole: str, size: int) -> None:
+    """Refuses a count that does not divide a size."""
+    if value < 1 or size % value:
+        refuse(key, value, f"a divisor of {whole} {size}")
+
+
+@functools.cache
+def _fields(cls: type[Config]) -> tuple[Any, ...]:
+    return tuple(f for f in dataclasses.fields(cls) if f.name != "rest")
+
+
+def _read(name: str, value: Any, kind: Any) -> Any:
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if not any(_fits(value, k) for k in kinds):
+        refuse(name, repr(value), " or ".join(getattr(k, "__name__", str(k)) for k in kinds))
+    return value
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    kind = typing.get_origin(kind) or kind
     if isinstance(value, bool) or not isinstance(kind, type):
         return kind is bool or not isinstance(kind, type)
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float:
+        return isinstance(value, int | float)
+    if kind is tuple:
+        return isinstance(value, list | tuple)
+    return isinstance(value, Mapping if kind is FrozenDict else kind)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return FrozenDict({k: _frozen(v) for k, v in value.items()})
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _thawed(v) for k, v in value.items()}
+    return list(map(_thawed, value)) if isinstance(value, tuple) else value

@@ -6,6 +6,8 @@ factored weight through where its *dense* shape is the declared one, and refuses
 There are no dtype fields: a model computes in the dtype of its parameters.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -84,6 +86,27 @@ class Embed(FactorModule):
         return ops.einsum("...d,vd->...v", x, self.embedding)
 
 
+class Conv(FactorModule):
+    """A convolution over height and width, channels last, its kernel ``[kh, kw, in, out]``."""
+
+    features: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: int = 0
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c_in"]) -> Float[Array, "batch h w c"]:
+        shape = (*self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        padding = 2 * [(self.padding, self.padding)]
+        order = ("NHWC", "HWIO", "NHWC")
+        y = ops.conv_general_dilated(x, kernel, self.stride, padding, dimension_numbers=order)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,))
+
+
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias; the moments in float32 (arXiv:1607.06450)."""
 
@@ -97,3 +120,46 @@ class LayerNorm(nn.Module):
         z = z - z.mean(-1, keepdims=True)
         z = z * jax.lax.rsqrt(jnp.square(z).mean(-1, keepdims=True) + self.epsilon)
         return z.astype(x.dtype) * scale + bias
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale; the moment in float32 (arXiv:1910.07467).
+
+    With ``offset`` 1 the stored scale is the difference from one, and is applied in float32: Gemma.
+    """
+
+    epsilon: float = 1e-6
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        scale = self.param("scale", nn.initializers.constant(1 - self.offset), (x.shape[-1],))
+        z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        z = z * jax.lax.rsqrt(jnp.square(z).mean(-1, keepdims=True) + self.epsilon)
+        if self.offset:
+            return (z * (self.offset + scale.astype(z.dtype))).astype(x.dtype)
+        return z.astype(x.dtype) * scale
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_python": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_fast": partial(jax.nn.gelu, approximate=True),
+    "gelu_accurate": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu_python_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu_10": lambda x: jnp.clip(jax.nn.gelu(x, approximate=False), -10, 10),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.01),
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+}
+"""The non-linearities by their published names."""

@@ -121,8 +121,16 @@ BAD = {
     ),
     "activation": (lambda t: None, {"hidden_act": "sine"}, "hidden_act: got 'sine'"),
     "positions": (lambda t: None, {"position_embedding_type": "relative_key"}, "relative_key"),
-    "head": (lambda t: None, {"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
-    "model": (lambda t: None, {"model_type": "mamba"}, "model_type: got 'mamba'; expected 'bert'"),
+    "head": (
+        lambda t: None,
+        {"architectures": ["BertForQuestionAnswering"]},
+        "BertForQuestionAnswering",
+    ),
+    "model": (
+        lambda t: None,
+        {"model_type": "mamba"},
+        r"model_type: got 'mamba'; expected .*'bert'",
+    ),
 }
 
 

@@ -1,0 +1,52 @@
+"""Attention over heads, causal or not, with fewer key heads than query heads if wanted."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def attend(
+    q: Float[Array, "batch queries heads d"],
+    k: Float[Array, "batch keys groups d"],
+    v: Float[Array, "batch keys groups d_value"],
+    visible: Bool[Array, "#batch #queries #keys"] | None,
+    *,
+    scale: float | Float[Array, ""] | None = None,
+    softcap: float | None = None,
+) -> Float[Array, "batch queries heads*d_value"]:
+    """softmax(scale Q K' + mask) V, head by head, side by side (arXiv:1706.03762).
+
+    Each group of keys serves ``heads / groups`` query heads (arXiv:2305.13245). The softmax is in
+    float32. ``scale`` is 1 / sqrt(d) unless told; ``softcap`` bounds the scores to
+    c tanh(s / c) (arXiv:2408.00118). A query that sees nothing gets the mean of all values.
+    """
+    batch, queries, heads, d = q.shape
+    groups = k.shape[2]
+    q = q.reshape(batch, queries, groups, heads // groups, d)
+    scores = jnp.einsum("bqgnd,bkgd->bgnqk", q, k) * (d**-0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = jnp.tanh(scores / softcap) * softcap
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if visible is not None:
+        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bgnqk,bkgd->bqgnd", weights, v)
+    return mixed.reshape(batch, queries, heads * v.shape[-1])
+
+
+def everywhere(
+    mask: Int[Array, "batch length"] | Bool[Array, "batch length"] | None,
+) -> Bool[Array, "batch 1 length"] | None:
+    """Every query sees every real token: where ``mask`` is not zero."""
+    return None if mask is None else mask[:, None, :] > 0
+
+
+def causal(
+    length: int,
+    mask: Int[Array, "batch length"] | Bool[Array, "batch length"] | None,
+    window: int | None = None,
+) -> Bool[Array, "#batch length length"]:
+    """A query sees the real tokens up to itself, the last ``window`` of them if there is one."""
+    q, k = jnp.arange(length)[:, None], jnp.arange(length)[None]
+    visible = k <= q if window is None else (k <= q) & (k > q - window)
+    return visible[None] if mask is None else visible & (mask[:, None, :] > 0)

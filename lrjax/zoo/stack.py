@@ -1,0 +1,145 @@
+"""Equal layers: one after the other, each with its own ranks, or scanned, stacked in one leaf.
+
+Scanned layers are traced and compiled once, whatever the depth. The weights are the same: layer i
+is ``layer_i/...``, or the i-th slice of ``layers/...``.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array
+
+from lrjax import ops, trees
+from lrjax.errors import ShapeError, message
+from lrjax.formats import LowRank, Sum, Unsupported, is_factored
+from lrjax.zoo.names import LAYER
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def run(
+    block: Callable[[str], nn.Module],
+    x: Array,
+    *shared: Any,
+    each: Sequence[Mapping[str, Any]],
+    scanned: bool,
+) -> Array:
+    """X <- block_i(x, *shared, **each[i]) for every layer i; for use in a compact method.
+
+    Args:
+        block: makes the block of the given name.
+        x: what flows through.
+        *shared: further inputs of every block.
+        each: what differs from block to block, numbers; its length is the depth.
+        scanned: one traced block whose leaves are stacks.
+    """
+    if not scanned:
+        for i, own in enumerate(each):
+            x = block(f"layer_{i}")(x, *shared, **own)
+        return x
+
+    def step(
+        module: nn.Module, x: Array, own: Mapping[str, Any], shared: Any
+    ) -> tuple[Array, None]:
+        return module(x, *shared, **own), None
+
+    scan = nn.scan(
+        step,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=len(each),
+    )
+    owns = {key: jnp.asarray([own[key] for own in each]) for key in each[0]}
+    return scan(block("layers"), x, owns, shared)[0]
+
+
+def scan_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:
+    """The same model with its layers scanned: their weights stacked, ranks padded with zeros.
+
+    Raises:
+        ShapeError: the layers differ, in shape or in format.
+    """
+    groups: dict[str, list[Any]] = {}
+    for path, leaf in trees.flatten(params)[0].items():
+        found = LAYER.search(path)
+        group = groups.setdefault(LAYER.sub("layers/", path), [])
+        group.append((int(found[1]) if found else 0, leaf))
+    leaves = {
+        path: _stack(path, [leaf for _, leaf in sorted(group, key=lambda pair: pair[0])])
+        if path.startswith("layers/") or "/layers/" in path
+        else group[0][1]
+        for path, group in groups.items()
+    }
+    return model.clone(scanned=True), unflatten_dict(leaves, sep="/")
+
+
+def unroll_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:
+    """The same model with its layers one after the other; ranks that are all zero are dropped."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in trees.flatten(params)[0].items():
+        head, found, tail = f"/{path}".rpartition("/layers/")
+        if not found:
+            leaves[path] = leaf
+            continue
+        for i in range(leaf.shape[0]):
+            leaves[f"{head}/layer_{i}/{tail}".lstrip("/")] = _slice(leaf, i)
+    return model.clone(scanned=False), unflatten_dict(leaves, sep="/")
+
+
+def _stack(path: str, layers: Sequence[Any]) -> Any:
+    try:
+        stack = ops.stack(_padded(layers))
+        if is_factored(stack) or isinstance(stack, jax.Array):
+            return stack
+    except (Unsupported, ValueError, TypeError):
+        pass
+    kinds = sorted({f"{type(w).__name__} of shape {w.shape}" for w in layers})
+    raise ShapeError(
+        message(
+            path=path,
+            got=" and ".join(kinds),
+            expected="layers of one shape and one format, which differ in rank at most",
+            todo="Keep these layers unrolled, or factor them alike.",
+        )
+    )
+
+
+def _padded(layers: Sequence[Any]) -> Sequence[Any]:
+    if all(isinstance(w, LowRank) for w in layers):
+        rank = max(w.rank for w in layers)
+        return [_pad(w, rank) for w in layers]
+    if all(isinstance(w, Sum) for w in layers):
+        rows = [_padded(row) for row in zip(*(w.parts for w in layers), strict=True)]
+        return [
+            dataclasses.replace(w, parts=tuple(row[i] for row in rows))
+            for i, w in enumerate(layers)
+        ]
+    return layers
+
+
+def _pad(w: LowRank, rank: int) -> LowRank:
+    stack, more = [(0, 0)] * (w.left.ndim - 2), (0, rank - w.rank)
+    left = jnp.pad(w.left, [*stack, (0, 0), more])
+    return dataclasses.replace(w, left=left, right=jnp.pad(w.right, [*stack, more, (0, 0)]))
+
+
+def _slice(stack: Any, i: int) -> Any:
+    layer = jax.tree.map(lambda x: x[i], stack)
+    return _trimmed(layer)
+
+
+def _trimmed(w: Any) -> Any:
+    if isinstance(w, Sum):
+        return dataclasses.replace(w, parts=tuple(map(_trimmed, w.parts)))
+    if not isinstance(w, LowRank):
+        return w
+    used = np.any(np.asarray(w.left) != 0, axis=tuple(range(w.left.ndim - 1)))
+    rank = max(1, int(np.max(np.nonzero(used)[0], initial=0)) + 1)
+    return dataclasses.replace(w, left=w.left[..., :rank], right=w.right[..., :rank, :])
