@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax.formats import Factored, LowRank, Network, Sum, register
-from tests.formats import sums, tensors
+from tests.formats import shared, sums, tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,4 +123,6 @@ CASES = [
     Case("tokens", tensors.tokens, tensors.tokens_dense, streams=False),
     Case("kronecker", sums.kronecker, sums.kronecker_dense, edges=sums.KRONECKER_EDGES),
     Case("cp", sums.table, sums.cp_dense, edges=sums.CP_EDGES),
+    Case("shared_basis", shared.shared_heads, shared.shared_heads_dense, edges=shared.EDGES),
+    Case("low_rank_diagonal", shared.with_diagonal, shared.with_diagonal_dense),
 ]

@@ -3,6 +3,7 @@
 from lrjax.decompose.cp import CP
 from lrjax.decompose.kronecker import Kronecker
 from lrjax.decompose.nmf import NMF
+from lrjax.decompose.shared import SharedBasis
 from lrjax.decompose.spec import Options, Spec, solve, spec_from_json
 from lrjax.decompose.svd import SVD
 from lrjax.decompose.tensor_train import TensorTrain, TokenTrain
@@ -16,6 +17,7 @@ __all__ = [
     "Elements",
     "Kronecker",
     "Options",
+    "SharedBasis",
     "Spec",
     "TensorTrain",
     "TokenTrain",

@@ -18,10 +18,30 @@ import numpy as np
 from jax.tree_util import GetAttrKey, keystr
 
 from lrjax.errors import ArtefactError, message
-from lrjax.formats import CP, Kronecker, LowRank, Sum, TensorTrain, TokenTrain, Tucker
+from lrjax.formats import (
+    CP,
+    Diagonal,
+    Kronecker,
+    LowRank,
+    SharedBasis,
+    Sum,
+    TensorTrain,
+    TokenTrain,
+    Tucker,
+)
 from lrjax.trees import is_weight_leaf
 
-FORMATS: tuple[type, ...] = (LowRank, Sum, CP, Kronecker, TensorTrain, TokenTrain, Tucker)
+FORMATS: tuple[type, ...] = (
+    LowRank,
+    SharedBasis,
+    Sum,
+    Diagonal,
+    CP,
+    Kronecker,
+    TensorTrain,
+    TokenTrain,
+    Tucker,
+)
 """The classes that load by name; a new format joins here."""
 
 Json = Any

@@ -40,6 +40,7 @@ def _slice(ctx: Context, eqn: Any, w: Any):
 
 
 def _strided(net: Any, dim: int, cut: tuple[int, int, int]) -> Any:
+    net = net.apart(dim)
     labels = [k for k in net.dims[dim] if net.sizes[k] != 1]
     if len(labels) != 1:
         raise Unsupported("strided slice of a merged dim")

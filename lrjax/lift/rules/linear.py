@@ -64,21 +64,26 @@ def _ragged_dot_general(ctx: Context, eqn: Any, lhs: Any, rhs: Any, group_sizes:
 
 
 def _ragged(x: Any, net: Any, sizes: Any, precision: Any, kind: Any) -> Any:
-    """A chain of matrices, all stacked over the experts, from the input's label to the output's."""
+    """A chain of matrices, stacked over the experts or shared by them, from input to output."""
+    net = net.expanded()
     group, inner, outer = net.dims
     todo = list(zip(net.operands, net.labels, strict=True))
     if not (len(group) == len(inner) == len(outer) == 1):
         raise Unsupported("a ragged product with a weight whose dims are merged")
     at, goal = inner[0], outer[0]
     while at != goal:
-        step = next(
-            ((w, ls) for w, ls in todo if at in ls and group[0] in ls and len(ls) == 3), None
-        )
+        matrix = lambda ls: len([k for k in ls if k != group[0]]) == 2
+        step = next(((w, ls) for w, ls in todo if at in ls and matrix(ls)), None)  # noqa: B023
         if step is None:
             raise Unsupported("a ragged product with a weight that is no chain of stacked matrices")
         w, ls = step
         todo = [t for t in todo if t[0] is not w]
         (to,) = (k for k in ls if k not in (at, group[0]))
+        if group[0] not in ls:  # a basis that the experts share
+            w = w if ls == (at, to) else w.T
+            x = jnp.matmul(x, w, precision=precision, preferred_element_type=kind)
+            at = to
+            continue
         w = jnp.transpose(w, [ls.index(k) for k in (group[0], at, to)])
         x = lax.ragged_dot(x, w, sizes, precision=precision, preferred_element_type=kind)
         at = to

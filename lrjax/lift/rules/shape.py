@@ -74,6 +74,8 @@ def _rev(ctx: Context, eqn: Any, w: Any):
         raise Unsupported("reversal of a concatenation")
 
     def one(net):
+        for d in eqn.params["dimensions"]:
+            net = net.apart(d)
         for label in [k for d in eqn.params["dimensions"] for k in net.dims[d]]:
             net = net.map_label(label, lambda x, axis: lax.rev(x, (axis,)))
         return net
@@ -97,6 +99,7 @@ def _pad(ctx: Context, eqn: Any, w: Any, _: Any):
 
 
 def _pad_dim(net: Any, dim: int, config: tuple[int, int, int]) -> Any:
+    net = net.apart(dim)
     labels = [k for k in net.dims[dim] if net.sizes[k] != 1]
     if len(labels) != 1:
         raise Unsupported("padding of a merged dim")
