@@ -16,7 +16,7 @@ from lrjax.decompose import SVD, Spec, solve
 from lrjax.errors import ShapeError, StatsError, message
 from lrjax.formats import LowRank
 from lrjax.formats.layout import low_rank
-from lrjax.linalg import Info, Status, weighted_residual
+from lrjax.linalg import Info, Status
 from lrjax.metrics import Frobenius, Metric
 from lrjax.ops import densify
 from lrjax.plan.batching import batches, grouped
@@ -165,8 +165,7 @@ def _solve_jit(spec: Spec, w: jax.Array, metric: Metric, key: jax.Array, ranks: 
 
 def _own_info(w: jax.Array, factors: LowRank, metric: Metric, info: Info) -> Info:
     """The record of the factors that are stored, where the solve went on to a larger rank."""
-    rows, cols = metric.arrays()
-    missed = lambda left: weighted_residual(w, left, factors.right, rows=rows, cols=cols)
+    missed = lambda left: metric.residual(w, left, factors.right)
     residual, whole = missed(factors.left), missed(jnp.zeros_like(factors.left))
     # A rank that still misses something is no surplus, whatever the larger one was.
     surplus = residual <= DEFICIENT * whole

@@ -13,7 +13,6 @@ from lrjax.errors import ShapeError, message
 from lrjax.formats import LowRank, is_factored
 from lrjax.formats.layout import Layout, default_layout, matricize
 from lrjax.lift import UseKind
-from lrjax.linalg import weighted_spectrum
 from lrjax.metrics import Frobenius, Kind, Metric, default_kind
 from lrjax.ops import cost, densify
 from lrjax.plan.binding import bind
@@ -225,7 +224,7 @@ def _errors(
     lost, total, spectrum = _measure(bound.matrix, rebuilt, bound.metric)
     total = float(jnp.sum(total))
     error = float(jnp.sum(lost)) / total if total > 0 else float(jnp.sum(lost))
-    if not isinstance(new, LowRank):
+    if not isinstance(new, LowRank) or not bound.metric.is_separable:
         return error, None
     energy = np.asarray(spectrum, np.float64) ** 2
     tail = float(energy[..., new.rank :].sum())
@@ -236,7 +235,7 @@ def _errors(
 def _measure(w: jax.Array, rebuilt: jax.Array, metric: Metric) -> tuple[jax.Array, ...]:
     w = w.astype(jnp.float32)
     lost = metric.loss(w - rebuilt.astype(jnp.float32))
-    return lost, metric.loss(w), weighted_spectrum(w, *metric.arrays())
+    return lost, metric.loss(w), metric.spectrum(w)
 
 
 def _ranks(w: Any) -> tuple[int, ...]:

@@ -55,15 +55,18 @@ def compress(
 
     _refuse(path, out, force)
     ready = _plan_given(plan_file, (rule, rules, keep, nbytes, flops, metric, allocation))
-    given = reading.read_rules(rule, rules)
     budget = reading.read_budget(keep, nbytes, flops)
     kind = reading.read_metric(metric)
+    given = reading.read_rules(rule, rules, kind)
     chosen = Plan.load(ready) if ready is not None else None
     with progress() as watch:
         with watch("read", None):
             found = source.read(path)
         globs = {entry.path: True for entry in chosen.factored} if chosen is not None else given
-        seen = planning.statistics(found, globs, texts, stats, save_stats, watch)
+        needs = reading.needs(given, kind)
+        if chosen is not None:
+            needs = {need for entry in chosen.factored for need in entry.kind.needs}
+        seen = planning.statistics(found, globs, texts, stats, save_stats, watch, needs)
         if chosen is None:
             with watch("plan", None):
                 chosen = planning.make(found.params, given, budget, seen, kind, allocation, tile)

@@ -51,8 +51,9 @@ Metric = Annotated[
     typer.Option(
         "--metric",
         metavar="KIND",
-        help="What error means: Frobenius, Input, TwoSided(center=True), ... Default: all that the "
-        "statistics allow.",
+        help="What error means: Frobenius, Input, TwoSided(center=True), ASVD(alpha=0.5), FWSVD, "
+        "TFWSVD, ... With --texts, Fisher information is that of random probes of the embeddings. "
+        "Default: all that the statistics allow.",
     ),
 ]
 

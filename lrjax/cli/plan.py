@@ -1,6 +1,6 @@
 """`lrjax plan`: formats and ranks for a budget, without factoring anything."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,13 +33,14 @@ def plan(
     from lrjax.cli import rules as reading
     from lrjax.cli import source
 
-    given = reading.read_rules(rule, rules)
     budget = reading.read_budget(keep, nbytes, flops)
     kind = reading.read_metric(metric)
+    given = reading.read_rules(rule, rules, kind)
     with progress() as watch:
         with watch("read", None):
             found = source.read(path)
-        seen = statistics(found, given, texts, stats, save_stats, watch)
+        needs = reading.needs(given, kind)
+        seen = statistics(found, given, texts, stats, save_stats, watch, needs)
         with watch("plan", None):
             chosen = make(found.params, given, budget, seen, kind, allocation, tile)
     if out is not None:
@@ -71,8 +72,9 @@ def statistics(
     stats: Path | None,
     save: Path | None,
     watch: Any,
+    needs: Collection[Any] = (),
 ) -> Any:
-    """Statistics from a folder or from texts; None where neither is given.
+    """Statistics from a folder or from texts, with all that `needs` names; None without both.
 
     Raises:
         StatsError: both are given, or there is nothing to save.
@@ -90,7 +92,7 @@ def statistics(
     if texts is None:
         return None
     globs = [glob for glob, spec in rules.items() if spec is not None]
-    seen = reading.calibrate(found, reading.read(texts), globs, watch)
+    seen = reading.calibrate(found, reading.read(texts), globs, watch, needs)
     if save is not None:
         save_stats(save, seen)
     return seen

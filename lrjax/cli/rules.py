@@ -15,17 +15,25 @@ T = TypeVar("T")
 SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-def read_rules(texts: Sequence[str] | None, file: Path | None) -> dict[str, Any]:
+def read_rules(
+    texts: Sequence[str] | None, file: Path | None, metric: Any = None
+) -> dict[str, Any]:
     """Glob to spec, list of specs, or None (stay dense); every matrix by SVD if nothing is given.
+
+    Where the metric weighs entries, which no SVD can, it is by `WeightedLowRank`.
 
     Raises:
         RuleError: a rule that cannot be read, or two for one glob.
     """
-    pairs = [_split(text, "SVD") for text in texts or ()]
+    from lrjax.metrics import Need
+
+    by_entries = metric is not None and Need.ELEMENT_FISHER in metric.needs
+    usual = "WeightedLowRank" if by_entries else "SVD"
+    pairs = [_split(text, usual) for text in texts or ()]
     if file is not None:
         pairs += _file(file)
     if not pairs:
-        pairs = [("**", "SVD")]
+        pairs = [("**", usual)]
     rules: dict[str, Any] = {}
     for glob, value in pairs:
         if glob in rules:
@@ -69,8 +77,15 @@ def read_budget(
     return found[None] if None in found else (found or None)
 
 
+def needs(rules: Mapping[str, Any], metric: Any) -> set[Any]:
+    """The statistics that the metric, and those of the rules' own specs, are bound from."""
+    specs = [s for value in rules.values() for s in _listed(value) if s is not None]
+    kinds = [metric, *(spec.metric for spec in specs)]
+    return {need for kind in kinds if kind is not None for need in kind.needs}
+
+
 def read_metric(text: str | None) -> Any:
-    """A metric kind such as `Input` or `TwoSided(center=True)`.
+    """A metric kind such as `Input`, `TwoSided(center=True)`, `FWSVD` or `ASVD(alpha=0.5)`.
 
     Raises:
         RuleError: no such kind.

@@ -1,6 +1,6 @@
 """Texts for an encoder: a file of lines, tokenised into batches; statistics from them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,23 @@ def embedder(source: Source) -> Callable[..., Any]:
     return jax.jit(sentence_embedder(source.model))
 
 
-def calibrate(source: Source, texts: Sequence[str], globs: Sequence[str], watch: Any) -> Any:
-    """Statistics of the weights under `globs`, by random probes of the text's embeddings."""
-    from lrjax.calibrate import calibrate
+def calibrate(
+    source: Source,
+    texts: Sequence[str],
+    globs: Sequence[str],
+    watch: Any,
+    needs: Collection[Any] = (),
+) -> Any:
+    """Statistics of the weights under `globs`, by random probes of the text's embeddings.
 
+    Of magnitudes and Fisher information there is what `needs` names.
+    """
+    from lrjax.calibrate import Fisher, Probes, calibrate
+    from lrjax.metrics import Need
+
+    fisher = None
+    if {Need.ROW_FISHER, Need.ELEMENT_FISHER} & set(needs):
+        fisher = Fisher(elements=Need.ELEMENT_FISHER in needs, labels=Probes())
     embed, given = embedder(source), batches(source, texts)
     with watch("calibrate", len(given)) as advance:
         return calibrate(
@@ -62,6 +75,8 @@ def calibrate(source: Source, texts: Sequence[str], globs: Sequence[str], watch:
             [(batch.ids, batch.mask) for batch in given],
             mask=lambda batch: batch[1],
             select=tuple(globs),
+            magnitudes=Need.MAGNITUDES in needs,
+            fisher=fisher,
             on_batch=lambda done: advance(),
         )
 

@@ -16,7 +16,6 @@ from jax import Array
 
 from lrjax.errors import RuleError, message
 from lrjax.formats.layout import Layout
-from lrjax.linalg import weighted_spectrum
 from lrjax.metrics import Kind, Metric, kind_from_json
 
 
@@ -52,7 +51,7 @@ class Spec(ABC):
         Here all singular values of rows^.5 W cols^.5, [*S, min(m, n)]: whitening by the metric's
         sides reduces it to the Frobenius norm. A format that is no matrix product measures more.
         """
-        return weighted_spectrum(w, *metric.arrays())
+        return metric.spectrum(w)
 
     @abstractmethod
     def options(

@@ -73,7 +73,7 @@ class TFWSVD(Kind):
         if not fisher.elements:
             raise missing(path, "element Fisher (only the rows')", Need.ELEMENT_FISHER)
         _check(path, fisher.mean.shape[-2:], shape)
-        return Elements(weights=_shrunk(fisher.mean, self.shrink, axes=(-2, -1)))
+        return Elements.of(_shrunk(fisher.mean, self.shrink, axes=(-2, -1)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lrjax.linalg import weighted_residual, weighted_spectrum
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,25 @@ class Metric:
                     return Gram(spread(matrix, 2))  # pyright: ignore
 
         return Metric(side(self.rows), side(self.cols), spread(self.mean, 1))
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether whitening by `arrays` is exact, so that tails of the spectrum are optima."""
+        return True
+
+    def spectrum(self, w: Float[Array, "*S m n"]) -> Float[Array, "*S k"]:
+        """s, k = min(m, n), falling: the loss at rank r is the sum of s_i^2 over i > r."""
+        return weighted_spectrum(w, *self.arrays())
+
+    def residual(
+        self,
+        w: Float[Array, "*S m n"],
+        left: Float[Array, "*S m r"],
+        right: Float[Array, "*S r n"],
+    ) -> Float[Array, "*S"]:
+        """loss(W - left right)^.5, without overflow on the way."""
+        rows, cols = self.arrays()
+        return weighted_residual(w, left, right, rows=rows, cols=cols)
 
     def loss(self, delta: Float[Array, "*S m n"]) -> Float[Array, "*S"]:
         """tr(D' rows D cols) per stack entry [*S], in float32."""

@@ -18,7 +18,8 @@ class Demand:
         errors: its calibrated loss [k].
         dense_cost: cost of the weight as it is.
         total: loss of dropping the weight altogether.
-        is_output_loss: whether the loss is the model's own (two-sided), not the weight's output.
+        is_output_loss: whether the loss is the model's own (two-sided, or by Fisher information),
+            not the weight's output.
     """
 
     costs: np.ndarray

@@ -8,7 +8,7 @@ import numpy as np
 
 from lrjax.decompose import Options, Spec
 from lrjax.errors import RankError
-from lrjax.metrics import Kind, TwoSided
+from lrjax.metrics import Kind
 from lrjax.plan.allocation import Demand
 from lrjax.plan.budget import Currency
 from lrjax.plan.matching import Target
@@ -60,7 +60,7 @@ class Choices:
             self.error,
             dense[currency],
             self.total,
-            isinstance(self.kind, TwoSided),
+            self.kind.is_model_loss,
         )
 
 

@@ -10,7 +10,7 @@ from lrjax.calibrate import Stats
 from lrjax.decompose import Spec
 from lrjax.errors import BudgetError, StatsError, message
 from lrjax.lift import WeightUse
-from lrjax.metrics import Kind, WeightStats, default_kind
+from lrjax.metrics import Kind, Need, WeightStats, default_kind
 from lrjax.plan.allocation import Allocation, Global, Uniform
 from lrjax.plan.binding import bind
 from lrjax.plan.budget import Budget, Currency
@@ -48,8 +48,8 @@ def plan(
         stats: what `calibrate` found; without it every entry of a weight counts alike.
         usage: which dims are rows and columns, from `lrjax.usage`; default: as the stats say.
         metric: what error means, for specs that do not say; default: all that the statistics have.
-        allocation: `Global()` or `Uniform()`; default: global where every metric is two-sided,
-            so that losses are the model's own and add up, else uniform.
+        allocation: `Global()` or `Uniform()`; default: global where every metric is two-sided
+            or Fisher information, so that losses are the model's own and add up, else uniform.
         tile: ranks are multiples of it.
 
     Raises:
@@ -98,7 +98,7 @@ def _options(
     seen = {t.path: weight_stats(stats, t.path) for t in planned}
     kinds = {t.path: _kind(t, metric, seen[t.path]) for t in planned}
     bounds = {t.path: bind(t.path, t.leaf, t.layout, kinds[t.path], seen[t.path]) for t in planned}
-    tokens = {path: _tokens(s) for path, s in seen.items()}
+    tokens = {path: _tokens(s, kinds[path]) for path, s in seen.items()}
     most = max((float(n.max()) for n in tokens.values()), default=1.0) or 1.0
     spectrum = spectra(list(bounds.values()))
     special = [s for s in _families(planned) if type(s).measure is not Spec.measure]
@@ -129,9 +129,10 @@ def _kind(t: Target, metric: Kind | None, seen: WeightStats | None) -> Kind:
     return next(iter(own), metric or default_kind(seen))
 
 
-def _tokens(seen: WeightStats | None) -> np.ndarray:
-    """Tokens that each matrix of the stack has seen, [*S]."""
-    counted = seen is not None and seen.rows is not None
+def _tokens(seen: WeightStats | None, kind: Kind) -> np.ndarray:
+    """Tokens that each matrix of the stack has seen, [*S]; one where losses are per example."""
+    per_example = {Need.ROW_FISHER, Need.ELEMENT_FISHER} & set(kind.needs)
+    counted = seen is not None and seen.rows is not None and not per_example
     return np.asarray(seen.rows.count if counted else 1.0, np.float64)  # pyright: ignore
 
 
