@@ -33,7 +33,7 @@ def whiten(
 
 
 def solve_ridge(
-    gram: Float[Array, "*S d d"], target: Float[Array, "*S d k"], ridge: float = FLOOR
+    gram: Float[Array, "*S d d"], target: Float[Array, "*S d k"], ridge: float | Array = FLOOR
 ) -> Float[Array, "*S d k"]:
     """X of (G + ridge tr(G) / d I) X = T by Cholesky: the normal equations with a relative ridge.
 

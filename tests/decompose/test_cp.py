@@ -19,6 +19,7 @@ from lrjax.linalg import Status
 from lrjax.metrics import Gram, Metric
 
 SHAPE, R = (30, 31, 29), 10
+SMALL, FEW = (6, 8, 7), 6  # one compilation for most tests
 
 
 def compose(factors, scale=None):
@@ -101,12 +102,20 @@ def test_the_form_is_canonical_and_the_bits_repeat():
         np.testing.assert_allclose(np.linalg.norm(x, axis=0), 1, rtol=1e-5)
 
 
+@jax.jit
+def fit(t, start, sweeps, bound):
+    return als(t, start, sweeps=sweeps, tol=0.0, bound=bound)
+
+
+def begin(shape, rank):
+    return tuple(jnp.asarray(f.T, jnp.float32) / 3 for f in planted(1, shape, rank))
+
+
 def test_sweeps_never_raise_the_residual():
-    t = jnp.asarray(np.random.default_rng(0).normal(size=(8, 9, 7)), jnp.float32)
+    t = jnp.asarray(np.random.default_rng(0).normal(size=SMALL), jnp.float32)
     t = t / jnp.linalg.norm(t)
-    start = tuple(jnp.asarray(f.T, jnp.float32) / 3 for f in planted(1, t.shape, 5))
-    sweep = jax.jit(lambda n: als(t, start, sweeps=n, tol=0.0)[1].objective)
-    values = [float(sweep(n)) for n in (0, 4, 8, 40, 400)]
+    start = begin(SMALL, FEW)
+    values = [float(fit(t, start, n, 0.0)[1].objective) for n in (0, 4, 8, 40, 400)]
     assert values == sorted(values, reverse=True)
     assert values[-1] < 0.97 * values[1]
 
@@ -131,13 +140,12 @@ def test_the_correction_halves_the_intensity_at_the_same_error():
     assert error(t, f) <= 1.0011 * error(t, diverging)
 
 
-BORDER = "in the swamp of a border-rank tensor the correction does not move the factors yet"
-
-
-@pytest.mark.xfail(strict=True, reason=BORDER)
 def test_the_correction_tames_a_border_rank_tensor():
-    wild, tamed = (border_rank(2000, slack) for slack in (0.0, 1.0))
-    assert tamed.intensity < 0.9 * wild.intensity
+    wild, mild, tamed = (border_rank(2000, slack) for slack in (0.0, 0.1, 1.0))
+    assert tamed.intensity < 0.8 * wild.intensity
+    assert mild.intensity < 0.98 * wild.intensity
+    assert mild.residual <= 1.1001 * wild.residual
+    assert tamed.residual <= 2.0001 * wild.residual
 
 
 def test_a_border_rank_tensor_is_reported():
@@ -156,28 +164,27 @@ def border_rank(sweeps, slack):
 
 
 def test_the_correction_keeps_its_promise():
-    t = tensor(planted(2, (8, 9, 7), 5, 0.8), noise=0.2)
+    t = tensor(planted(2, SMALL, 5, 0.8), noise=0.2)
     t = t / jnp.linalg.norm(t)
-    before, _ = als(t, tuple(jnp.asarray(f.T, jnp.float32) / 3 for f in planted(1, t.shape, 6)),
-                    sweeps=100, tol=0.0)  # fmt: skip
+    before, _ = fit(t, begin(SMALL, FEW), 100, 0.0)
     after = correct(t, before, slack=0.01)
     norm = lambda fs: np.sqrt(np.sum(np.prod([np.sum(np.square(f), 1) for f in fs], 0)))
-    fit = lambda fs: np.linalg.norm(t - compose([np.asarray(f).T for f in fs]))
-    assert norm(after) < norm(before)
-    assert fit(after) <= 1.0101 * fit(before)
+    residual = lambda fs: np.linalg.norm(t - compose([np.asarray(f).T for f in fs]))
+    assert norm(after) < 0.9 * norm(before)
+    assert residual(after) <= 1.0101 * residual(before)
 
 
 def test_edge_inputs():
-    f, info = run(jnp.zeros((8, 9, 7)), 5)
+    f, info = run(jnp.zeros(SMALL), FEW)
     assert not compose(f.factors, f.scale).any()
     assert info.residual == 0
     assert info.intensity == 0
-    f, info = run(jnp.full((8, 9, 7), jnp.nan), 5)
+    f, info = run(jnp.full(SMALL, jnp.nan), FEW)
     assert info.status == Status.NON_FINITE
     assert np.isfinite(compose(f.factors, f.scale)).all()
     for scale in (1e15, 1e-15):
-        t = tensor(planted(1, (8, 9, 7), 2)) * scale
-        f, info = run(t, 5)  # more terms than there are
+        t = tensor(planted(1, SMALL, 2)) * scale
+        f, info = run(t, FEW)  # more terms than there are
         assert error(np.asarray(t, float), f) < 1e-4
     with pytest.raises(RankError):
         run(jnp.ones((3, 4, 5)), 0)
@@ -195,13 +202,13 @@ def test_completion_from_two_fifths_of_the_entries():
 
 def test_a_convolution_kernel_runs_as_a_chain():
     rng = np.random.default_rng(0)
-    w = jnp.asarray(rng.normal(size=(3 * 2 * 8, 12)), jnp.float32)
-    spec = CP(6, modes=(6, 8, 12))
+    w = jnp.asarray(rng.normal(size=(3 * 2 * 8, 7)), jnp.float32)
+    spec = CP(FEW, modes=SMALL)
     f, _ = solve(spec, w)
-    dense = compose(f.factors, f.scale).reshape(3, 2, 8, 12)
+    dense = compose(f.factors, f.scale).reshape(3, 2, 8, 7)
 
-    f = dataclasses.replace(f, rows=(3, 2, 8), cols=(12,))
-    assert f.validate().shape == (3, 2, 8, 12)
+    f = dataclasses.replace(f, rows=(3, 2, 8), cols=(7,))
+    assert f.validate().shape == (3, 2, 8, 7)
     x = jnp.asarray(rng.normal(size=(2, 9, 10, 8)), jnp.float32)
     numbers = ("NHWC", "HWIO", "NHWC")
     conv = functools.partial(
@@ -211,14 +218,13 @@ def test_a_convolution_kernel_runs_as_a_chain():
     np.testing.assert_allclose(conv(x, f), want, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_a_metric_of_whole_modes_is_whitened_exactly():
     rng = np.random.default_rng(0)
-    w = jnp.asarray(rng.normal(size=(72, 7)), jnp.float32)
-    x = rng.normal(size=(200, 9)) * np.arange(1, 10) ** -1.0
-    gram = np.kron(np.eye(8), x.T @ x).astype(np.float32)
+    w = jnp.asarray(rng.normal(size=(48, 7)), jnp.float32)
+    x = rng.normal(size=(200, 8)) * np.arange(1, 9) ** -1.0
+    gram = np.kron(np.eye(6), x.T @ x).astype(np.float32)
     metric = Metric(Gram(jnp.asarray(gram)), None)
-    spec = CP(6, modes=(8, 9, 7))
+    spec = CP(FEW, modes=SMALL)
     plain, aware = solve(spec, w)[0], solve(spec, w, metric=metric)
     loss = lambda f: np.einsum("mn,mk,kn->", d := w - np.asarray(f.densify()), gram, d) ** 0.5
     assert loss(aware[0]) < 0.9 * loss(plain)
@@ -226,17 +232,17 @@ def test_a_metric_of_whole_modes_is_whitened_exactly():
 
 
 def test_options_price_what_the_solver_makes():
-    w = jnp.asarray(np.random.default_rng(0).normal(size=(72, 7)), jnp.float32)
-    spec = CP(6).fitted((8, 9, 7), Layout((0, 1), (2,)))
-    assert spec.modes == (8, 9, 7)
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(48, 7)), jnp.float32)
+    spec = CP(FEW).fitted(SMALL, Layout((0, 1), (2,)))
+    assert spec.modes == SMALL
     seen = np.asarray(spec.measure(w, Metric()))
-    options = spec.options((8, 9, 7), w.dtype, Layout((0, 1), (2,)), seen)
+    options = spec.options(SMALL, w.dtype, Layout((0, 1), (2,)), seen)
     f, info = solve(spec, w)
     assert sum(x.size for x in jax.tree.leaves(f)) == options.params[0] < w.size
     assert info.residual**2 < 1.1 * options.error[0]
-    assert spec_from_json(spec.to_json()) == spec == spec.with_rank(6)
+    assert spec_from_json(spec.to_json()) == spec == spec.with_rank(FEW)
     with pytest.raises(ShapeError):
-        solve(CP(3, modes=(5, 9, 7)), w)
+        solve(CP(3, modes=(5, 8, 7)), w)
 
 
 def test_curves_are_interpolated_between_fits_and_fall():

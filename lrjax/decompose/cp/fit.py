@@ -12,11 +12,16 @@ from jaxtyping import Array, Float
 
 from lrjax.decompose.cp import start
 from lrjax.decompose.cp.als import PROXIMAL, SWEEPS_PER_SEARCH, als, balance, relative_residual
-from lrjax.decompose.cp.correction import correct
+from lrjax.decompose.cp.correction import SWEEPS
 from lrjax.errors import RankError, ShapeError, message
 from lrjax.formats.cp import CP
+from lrjax.linalg.driver import Progress
 from lrjax.linalg.info import Info, Status
+from lrjax.linalg.khatri_rao import Factors
 from lrjax.linalg.stack import over_stack, working
+
+CALM = 2.0
+"""Intensity below which terms do not cancel enough to be corrected."""
 
 DIVERGENT = 100.0
 """Intensity from which a fit is reported as cancelling: float32 keeps five digits of it."""
@@ -47,7 +52,7 @@ def cp(
     sweeps: int | Array = 400,
     tol: float | Array = 1e-4,
     goal: float | Array = 5e-6,
-    proximal: float = PROXIMAL,
+    proximal: float | Array = PROXIMAL,
     slack: float | Array = 1e-3,
 ) -> tuple[CP, CPInfo]:
     """A sum of `rank` rank-one tensors near W, by alternating least squares.
@@ -87,7 +92,7 @@ def cp(
     return _solve(w, key, sweeps, tol, goal, proximal, slack, rank, starts, len(shape))
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8, 9))
+@functools.partial(jax.jit, static_argnums=(7, 8, 9))
 def _solve(w, key, sweeps, tol, goal, proximal, slack, rank, starts, modes):
     limits = {"sweeps": sweeps, "tol": tol, "goal": goal, "proximal": proximal}
 
@@ -97,9 +102,7 @@ def _solve(w, key, sweeps, tol, goal, proximal, slack, rank, starts, modes):
         t = jnp.where(finite, w / jnp.where(finite & (peak > 0), peak, 1), 0)
         norm = jnp.linalg.norm(t.ravel())
         t = t / jnp.where(norm > 0, norm, 1)
-        factors, steps, converged = _fit(t, rank, starts, key, limits)
-        if slack > 0:
-            factors = correct(t, factors, slack=slack)
+        factors, steps, converged = _fit(t, rank, starts, key, limits, slack)
         residual = relative_residual(t, factors)
         ones = jnp.full(rank, jnp.where(finite, norm * peak, 0))
         form = CP(*canonical(ones, [f.T for f in factors]))
@@ -115,7 +118,9 @@ def _solve(w, key, sweeps, tol, goal, proximal, slack, rank, starts, modes):
     return over_stack(single, [w], core=modes)
 
 
-def _fit(t: Array, rank: int, starts: int, key: Array, limits: dict[str, Any]) -> Any:
+def _fit(
+    t: Array, rank: int, starts: int, key: Array, limits: dict[str, Any], slack: float | Array
+) -> tuple[Factors, Array, Array]:
     """Factors of the unit tensor T, groups of sweeps in all, and whether they settled."""
     core_key, random_key, eigen_key = jax.random.split(key, 3)
     small, bases = start.core(t, rank, core_key)
@@ -129,8 +134,30 @@ def _fit(t: Array, rank: int, starts: int, key: Array, limits: dict[str, Any]) -
     tried, progress = over_stack(run, begin, core=2)
     best = jnp.argmin(jnp.where(jnp.isfinite(progress.objective), progress.objective, jnp.inf))
     factors = start.expand(tuple(f[best] for f in tried), bases)
-    factors, polish = als(t, factors, **limits)
+    factors, polish = _polish(t, factors, limits, slack)
     return factors, progress.steps[best] + polish.steps, polish.converged
+
+
+def _polish(
+    t: Array, factors: Factors, limits: dict[str, Any], slack: float | Array
+) -> tuple[Factors, Progress]:
+    """Sweeps on T itself, then the correction: a loop of two, so that sweeps compile once."""
+
+    def phase(i: Array, carry: tuple[Factors, Progress]) -> tuple[Factors, Progress]:
+        factors, polish = carry
+        first = i == 0
+        options = {
+            "sweeps": jnp.where(first, limits["sweeps"], jnp.where(slack > 0, SWEEPS, 0)),
+            "goal": jnp.where(first, limits["goal"], CALM),
+            "bound": jnp.where(first, 0, (1 + slack) * relative_residual(t, factors)),
+        }
+        factors, progress = als(t, factors, **limits | options)
+        return factors, jax.tree.map(lambda a, b: jnp.where(first, a, b), progress, polish)
+
+    no = jnp.zeros((), bool)
+    begin = Progress(jnp.zeros((), t.dtype), jnp.zeros((), jnp.int32), no, no)
+    factors, polish = jax.lax.fori_loop(0, 2, phase, (factors, begin))
+    return balance(factors), polish
 
 
 def canonical(

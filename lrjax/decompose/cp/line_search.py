@@ -1,6 +1,8 @@
 """Exact line search for CP: the residual along a direction is a polynomial in the step."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,14 +16,26 @@ LONGEST = 100.0
 CANDIDATES = 64
 
 
+class Found(NamedTuple):
+    """The best point of a line, its residual and norm of terms, and the residual at step one."""
+
+    factors: Factors
+    residual: Float[Array, ""]
+    terms: Float[Array, ""]
+    straight: Float[Array, ""]
+
+
 def search(
-    t: Float[Array, "*d"], factors: Factors, move: Factors
-) -> tuple[Factors, Float[Array, ""]]:
-    """The best factors + step * move, step >= 0, and its residual |T - X|.
+    t: Float[Array, "*d"], factors: Factors, move: Factors, bound: Float[Array, ""] | float = 0.0
+) -> Found:
+    """The best factors + step * move, step >= 0: of least residual |T - X|.
+
+    With a positive bound it is the one of least terms among those whose residual is within the
+    bound, or no larger than that of step 0.
 
     T - X(step) = E - step X_1 - ... - step^N X_N. The (N+1)^2 inner products of these tensors are
     exact functions of the true residual E, so that no squares of T cancel; step 0 is a candidate,
-    so the residual never rises (Rajih, Comon, Harshman, 2008).
+    so the objective never rises (Rajih, Comon, Harshman, 2008).
     """
     cut = balanced_cut(t.shape)
     left = _polynomial(factors[:cut], move[:cut])
@@ -35,14 +49,27 @@ def search(
     terms[0] = terms[0] + t.ravel()
     stacked = jnp.stack(terms)
     gram = dot(stacked, stacked.T)
-    steps = jnp.concatenate([jnp.zeros(1), jnp.geomspace(0.05, LONGEST, CANDIDATES)])
-    powers = steps[:, None] ** jnp.arange(len(terms))
-    squares = jnp.sum(dot(powers, gram) * powers, axis=1)
+    steps = jnp.concatenate([jnp.zeros(1), jnp.geomspace(0.05, LONGEST, CANDIDATES), jnp.ones(1)])
+    powers = steps[:, None] ** jnp.arange(max(len(terms), 3))
+    squares = jnp.sum(dot(powers[:, : len(terms)], gram) * powers[:, : len(terms)], axis=1)
     squares = jnp.where(jnp.isfinite(squares), jnp.maximum(squares, 0), jnp.inf)
-    best = jnp.argmin(squares)
+    norms = _norms(powers[:, :3], factors, move)
+    allowed = squares <= jnp.maximum(jnp.square(bound), squares[0])
+    best = jnp.argmin(jnp.where(bound > 0, jnp.where(allowed, norms, jnp.inf), squares))
     moved = tuple(f + steps[best] * d for f, d in zip(factors, move, strict=True))
-    residual = jnp.linalg.norm(dot(powers[best][None], stacked))
-    return moved, jnp.where(jnp.isfinite(gram[0, 0]), residual, jnp.nan)
+    residual = jnp.linalg.norm(dot(powers[best, : len(terms)][None], stacked))
+    residual = jnp.where(jnp.isfinite(gram[0, 0]), residual, jnp.nan)
+    return Found(moved, residual, norms[best], jnp.sqrt(squares[-1]))
+
+
+def _norms(powers: Float[Array, "s 3"], factors: Factors, move: Factors) -> Float[Array, " s"]:
+    """sqrt(sum_r |term_r|^2) at every step: the product of a quadratic for each mode."""
+    quadratics = [
+        jnp.stack([jnp.sum(f * f, axis=1), 2 * jnp.sum(f * d, axis=1), jnp.sum(d * d, axis=1)])
+        for f, d in zip(factors, move, strict=True)
+    ]
+    squares = math.prod(jnp.maximum(dot(powers, q), 0) for q in quadratics)
+    return jnp.sqrt(jnp.sum(squares, axis=1))
 
 
 def _polynomial(factors: Sequence[Array], move: Sequence[Array]) -> list[Array]:

@@ -126,10 +126,19 @@ def solve_cp(
         x, spec.rank, stack=len(stack), key=key,
         starts=spec.starts, sweeps=spec.sweeps, slack=spec.slack,
     )  # fmt: skip
+    return _stored(found, info, back, w, metric)
+
+
+@jax.jit
+def _stored(
+    found: CPWeight, info: CPInfo, back: list[Array | None], w: Array, metric: Metric
+) -> tuple[CPWeight, CPInfo]:
+    """The weight in its own unit, dims and dtype, and what is true of it."""
     undo = lambda f, inverse: f if inverse is None else jnp.matmul(inverse, f, precision="highest")
     factors = [undo(f, inverse) for f, inverse in zip(found.factors, back, strict=True)]
     scale, columns = canonical(found.scale, factors)
-    found = CPWeight(scale, columns, rows=(matrix[0],), cols=(matrix[1],)).astype(w.dtype)
+    rows, cols = ((size,) for size in w.shape[-2:])
+    found = CPWeight(scale, columns, rows=rows, cols=cols).astype(w.dtype)
     missed = metric.loss(working(w) - working(found.densify()))
     residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(missed))
     return found, dataclasses.replace(info, residual=residual, intensity=found.intensity)

@@ -1,5 +1,6 @@
 """Where CP starts: a Tucker core, random factors, and a generalised eigenvalue problem."""
 
+import itertools
 import math
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lrjax.linalg.khatri_rao import Factors
+from lrjax.linalg.policy import EIGH_SIZE
 from lrjax.linalg.stack import dot
 from lrjax.linalg.tensor import project, unfold
 from lrjax.linalg.truncated import truncated_svd
@@ -23,13 +25,16 @@ def core(
     one of its core, which is smaller by a large factor.
     """
     bases: list[Array | None] = []
-    keys = jax.random.split(key, t.ndim)
     for k, size in enumerate(t.shape):
         rest = math.prod(t.shape) // size
-        if min(rank, rest) < size:
-            bases.append(truncated_svd(unfold(t, k), min(rank, rest), key=keys[k])[0].u)
-        else:
+        few = min(rank, rest)
+        if few >= size:
             bases.append(None)
+        elif size <= EIGH_SIZE and size <= rest:
+            matrix = unfold(t, k)
+            bases.append(jnp.linalg.eigh(dot(matrix, matrix.T))[1][:, size - few :])
+        else:
+            bases.append(truncated_svd(unfold(t, k), few, key=key)[0].u)
     modes = [k for k, basis in enumerate(bases) if basis is not None]
     return project(t, bases, modes), tuple(bases)  # pyright: ignore
 
@@ -42,9 +47,10 @@ def expand(factors: Factors, bases: tuple[Array | None, ...]) -> Factors:
 
 def random(key: Array, shape: tuple[int, ...], rank: int, count: int) -> Factors:
     """`count` sets of Gaussian factors, [count, R, d_k], whose terms have norm about one."""
-    keys = jax.random.split(key, len(shape))
-    draw = lambda key, d: jax.random.normal(key, (count, rank, d)) / math.sqrt(d)
-    return tuple(draw(key, d) for key, d in zip(keys, shape, strict=True))
+    # One draw for all modes: it compiles three times as fast as three.
+    drawn = jax.random.normal(key, (count, rank, sum(shape)))
+    ends = itertools.accumulate(shape)
+    return tuple(drawn[..., e - d : e] / math.sqrt(d) for d, e in zip(shape, ends, strict=True))
 
 
 def has_eigen_start(shape: tuple[int, ...], rank: int) -> bool:
