@@ -21,7 +21,7 @@ class Accuracy(enum.Enum):
     DEFAULT = "default"
     """Within 1.015 of the optimum (measured: 1.008 and better below rank 768, 1.012 above)."""
     ACCURATE = "accurate"
-    """Within 1.005 (measured: 1.0003 and better)."""
+    """Within 1.005 (measured: 1.0005 and better below rank 768, 1.0013 above)."""
     EXACT = "exact"
     """To rounding, small singular values included: the full SVD."""
 
@@ -34,9 +34,10 @@ EIGH_SHARE = 0.65
 """A basis of more than this share of the space costs as much as the space: at 3072 x 768, rank 192,
 a basis of 480 (0.63) still beats the Gram's eigenproblem, one of 576 does not."""
 
-GROWTH = {Accuracy.DEFAULT: 1.75, Accuracy.ACCURATE: 2.5}
+GROWTH = {Accuracy.DEFAULT: 1.75, Accuracy.ACCURATE: 2.25}
 """Size of the Krylov basis over the rank. Excess with 8 steps at 1.5 / 1.75 / 2 / 2.5 times the
-rank: 1.5e-2 / 5.8e-3 / 2.5e-3 / 6.5e-4; with 12 steps 1.1e-2 / 3.5e-3 / 1.0e-3 / 5e-5."""
+rank: 1.5e-2 / 5.8e-3 / 2.5e-3 / 6.5e-4; with 12 steps 1.1e-2 / 3.5e-3 / 1.0e-3 / 5e-5 (1e-4 at
+2.25)."""
 
 STEPS = {Accuracy.DEFAULT: (8, 6), Accuracy.ACCURATE: (12, 10)}
 """Block steps, for matrices within `CACHE` and beyond: more steps of narrower blocks give a smaller
@@ -49,7 +50,14 @@ CACHE = 2_000_000
 
 WIDE_RANK = 768
 """From this rank on the basis' own eigenproblem (0.21, 0.37 s at 1280, 1536) weighs more than the
-products: a smaller basis (1.5 times the rank) in 12 steps, excess 1.2e-2."""
+products, and the basis is smaller: see `WIDE`."""
+
+WIDE = {Accuracy.DEFAULT: (1.5, 12), Accuracy.ACCURATE: (2.0, 10)}
+"""Size of the basis over the rank, and steps, for wide ranks. 4096 x 4096, rank 1024: 1.7 s at an
+excess of 1.2e-2, and 2.4 s at 1.3e-3 (2.5 times the rank: 4.3 s, 2e-5)."""
+
+NARROW = 1.4
+"""What an operation costs in a Krylov step's narrow product, in those of a square one."""
 
 PAD = 16
 """Least surplus of the basis over the rank: ranks of a few need a span to choose from."""
@@ -71,15 +79,25 @@ def choose(
     if accuracy is Accuracy.EXACT:
         return Exact()
     growth, steps = GROWTH[accuracy], STEPS[accuracy][math.prod(shape) > CACHE]
-    if accuracy is Accuracy.DEFAULT and rank >= WIDE_RANK:
-        growth, steps = 1.5, 12
+    if rank >= WIDE_RANK:
+        growth, steps = WIDE[accuracy]
     if backend != "cpu":
         growth, steps = growth + 0.5, max(steps // 2, 4)
     wanted = max(growth * rank, rank + PAD)
     block = _round_up(math.ceil(wanted / steps), 4)
     if order <= EIGH_SIZE or block * steps > EIGH_SHARE * order:
         return GramEigh()
-    return Krylov(block, steps)
+    return Krylov(block, steps, formed=_pays_to_form(max(shape), order, rank, block * steps))
+
+
+def _pays_to_form(m: int, n: int, rank: int, size: int) -> bool:
+    """Whether W'W first and its powers after take fewer operations than W and W' in every step.
+
+    2 m n^2 + 2 n^2 l + 2 m n r against 4 m n l: tall matrices and large ranks. 3072 x 768, rank 192:
+    46 against 61 ms, excess 5e-5 against 8e-5 (for the small products round less).
+    """
+    formed = 2 * m * n * n + NARROW * 2 * n * n * size + 2 * m * n * rank
+    return formed < NARROW * 4 * m * n * size
 
 
 def _round_up(value: int, multiple: int) -> int:

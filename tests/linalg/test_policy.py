@@ -32,3 +32,10 @@ def test_accuracy_buys_a_larger_basis():
         choose((4096, 4096), 64, accuracy=accuracy)  # pyright: ignore
     )
     assert size(Accuracy.ACCURATE) > size(Accuracy.DEFAULT)
+
+
+def test_tall_matrices_of_large_rank_form_their_gram_first():
+    formed = lambda *case: choose(case[:2], case[2], accuracy=Accuracy.ACCURATE).formed  # pyright: ignore
+    assert formed(3072, 768, 192)
+    assert not formed(3072, 768, 64)
+    assert not formed(4096, 4096, 1024)

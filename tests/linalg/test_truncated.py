@@ -18,7 +18,7 @@ from lrjax.linalg import (
     truncated_svd,
 )
 
-METHODS = (Exact(), GramEigh(), Krylov(8, 6), Randomized())
+METHODS = (Exact(), GramEigh(), Krylov(8, 6), Krylov(8, 6, formed=True), Randomized())
 
 
 def decaying(m, n, decay, seed=0):
