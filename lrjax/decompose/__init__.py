@@ -3,6 +3,7 @@
 from lrjax.decompose.cp import CP
 from lrjax.decompose.kronecker import Kronecker
 from lrjax.decompose.nmf import NMF
+from lrjax.decompose.rank_rule import EVBMF, Energy, RankRule
 from lrjax.decompose.shared import SharedBasis
 from lrjax.decompose.spec import Options, Spec, solve, spec_from_json
 from lrjax.decompose.svd import SVD
@@ -12,11 +13,14 @@ from lrjax.decompose.weighted import Elements, WeightedLowRank
 
 __all__ = [
     "CP",
+    "EVBMF",
     "NMF",
     "SVD",
     "Elements",
+    "Energy",
     "Kronecker",
     "Options",
+    "RankRule",
     "SharedBasis",
     "Spec",
     "TensorTrain",

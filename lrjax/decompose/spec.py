@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jax import Array
 
+from lrjax.decompose.rank_rule import RankRule, rank_rule_from_json
 from lrjax.errors import RuleError, message
 from lrjax.formats.layout import Layout
 from lrjax.metrics import Kind, Metric, kind_from_json
@@ -41,9 +42,11 @@ class Spec(ABC):
 
     Attributes:
         metric: the kind of metric that error is measured in; None leaves it to the plan.
+        rank_by: a rule that reads the rank off the weight itself, such as `EVBMF()`.
     """
 
     metric: Kind | None = dataclasses.field(default=None, kw_only=True)
+    rank_by: RankRule | None = dataclasses.field(default=None, kw_only=True)
 
     def measure(self, w: Array, metric: Metric) -> Array:
         """What `options` needs to know of the matrices [*S, m, n], from the device, jittable.
@@ -52,6 +55,11 @@ class Spec(ABC):
         sides reduces it to the Frobenius norm. A format that is no matrix product measures more.
         """
         return metric.spectrum(w)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the losses of `options` are just what the solver leaves."""
+        return False
 
     @abstractmethod
     def options(
@@ -73,6 +81,29 @@ class Spec(ABC):
     def with_rank(self, rank: Any) -> Self:
         """The spec with its size fixed to one of `Options.ranks`."""
 
+    def ranked(self, w: np.ndarray) -> Self:
+        """The spec with the ranks that its rule finds in the matrices [*S, m, n]; on the host."""
+        if self.rank_by is None:
+            return self
+        ranks = [self.rank_by.rank(x) for x in self.unfoldings(w)]
+        return dataclasses.replace(self, rank_by=None).with_unfolding_ranks(ranks, w.shape)
+
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """The matrices whose ranks bound the format's, [*S, m', n'] each; the weight's own."""
+        return (w,)
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """The spec with its size set by the ranks of the `unfoldings` of a weight [*S, m, n]."""
+        return self.with_rank(min(ranks[0], *shape[-2:]))
+
+    def tiled(self, tile: int) -> Self:
+        """The spec whose `options` have ranks that suit the tile, where it makes them itself."""
+        return self
+
+    def is_aligned(self, rank: Any, tile: int) -> bool:
+        """Whether a rank of `options` suits the tile."""
+        return bool(np.all(np.asarray(rank) % tile == 0))
+
     def to_json(self) -> dict[str, Any]:
         """The spec as a JSON object: its class name, and the fields that are not at default."""
         return {"spec": type(self).__name__, **{k: _plain(v) for k, v in self._given().items()}}
@@ -89,6 +120,8 @@ class Spec(ABC):
         """A field's value from its JSON; formats with fields of other types extend it."""
         if name == "metric" and value is not None:
             return kind_from_json(value)
+        if name == "rank_by" and value is not None:
+            return rank_rule_from_json(value)
         return tuple(value) if isinstance(value, list) else value
 
 
@@ -154,7 +187,7 @@ def solve(
 
 def _plain(value: Any) -> Any:
     match value:
-        case Kind():
+        case Kind() | RankRule():
             return value.to_json()
         case enum.Enum():
             return value.name

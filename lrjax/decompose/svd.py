@@ -50,6 +50,11 @@ class SVD(Spec):
         if self.keep is not None and not 0 < self.keep <= 1:
             raise _wrong(f"keep={self.keep!r}", "a share in (0, 1]")
 
+    @property
+    def is_exact(self) -> bool:
+        """Tails of the whitened spectrum are what the truncated SVD loses."""
+        return True
+
     def options(
         self, shape: Sequence[int], dtype: Any, layout: Layout, spectrum: np.ndarray
     ) -> Options:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lrjax.errors import StatsError, message
 from lrjax.formats.layout import Layout, matricize
@@ -53,6 +54,14 @@ def bind(path: str, w: Any, layout: Layout, kind: Kind, stats: WeightStats | Non
                 todo="Calibrate with the model that is compressed.",
             )
         ) from e
+
+
+def weighed(bound: Bound, share: Any) -> Bound:
+    """The weight with its loss multiplied by a share for each of its matrices, [*S] or []."""
+    if np.all(share == 1):
+        return bound
+    root = jnp.sqrt(jnp.asarray(share, jnp.float32))[..., None, None]
+    return dataclasses.replace(bound, matrix=bound.matrix.astype(jnp.float32) * root)
 
 
 def stacked(bounds: Sequence[Bound]) -> tuple[Any, Metric]:

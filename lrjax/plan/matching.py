@@ -10,8 +10,8 @@ import numpy as np
 
 from lrjax import trees
 from lrjax.decompose import Spec
-from lrjax.errors import RuleError, ShapeError, StatsError, message
-from lrjax.formats.layout import Layout, default_layout
+from lrjax.errors import RankError, RuleError, ShapeError, StatsError, message
+from lrjax.formats.layout import Layout, default_layout, matricize
 from lrjax.lift import UseKind, WeightUse
 from lrjax.trees import Tree
 
@@ -31,6 +31,7 @@ class Target:
         reason: why it stays dense.
         shared: path of the weight that it is an alias of.
         lookup: whether it is a table that only rows are read from.
+        ruled: which candidates had their rank from a rule (`Spec.rank_by`).
     """
 
     path: str
@@ -40,6 +41,21 @@ class Target:
     reason: str = ""
     shared: str | None = None
     lookup: bool = False
+    ruled: frozenset[int] = frozenset()
+
+    def ranked(self) -> "Target":
+        """The target, ranks that a rule is to find found in the plain weight, on the host."""
+        ruled = [k for k, s in enumerate(self.specs) if s.rank_by is not None]
+        if not ruled:
+            return self
+        matrix = np.asarray(matricize(jnp.asarray(self.leaf), self.layout), np.float64)
+        specs = list(self.specs)
+        for k in ruled:
+            try:
+                specs[k] = specs[k].ranked(matrix)
+            except (RankError, ShapeError) as e:
+                raise type(e)(f"{self.path}: {e}") from e
+        return dataclasses.replace(self, specs=tuple(specs), ruled=frozenset(ruled))
 
     @property
     def size(self) -> int:

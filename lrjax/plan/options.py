@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lrjax.decompose import Options, Spec
-from lrjax.errors import RankError
+from lrjax.errors import RankError, ShapeError
 from lrjax.metrics import Kind
 from lrjax.plan.allocation import Demand
 from lrjax.plan.budget import Currency
@@ -25,6 +25,8 @@ class Choices:
         params: parameters, likewise `bytes` and `flops` per activation row.
         error: calibrated loss.
         total: loss of dropping the weight.
+        origin: which of the target's candidates each option is of; -1 for staying dense.
+        refused: candidates that cannot stand for the weight, and why.
     """
 
     target: Target
@@ -34,6 +36,8 @@ class Choices:
     flops: np.ndarray
     error: np.ndarray
     total: float
+    origin: np.ndarray
+    refused: dict[int, str]
 
     def costs(self, currency: Currency) -> np.ndarray:
         """Cost of each option in a currency."""
@@ -63,6 +67,22 @@ class Choices:
             self.kind.is_model_loss,
         )
 
+    def rivals(self, j: int, currency: Currency) -> tuple[tuple[str, float | None], ...]:
+        """The other candidates: the least loss of each at the cost of option j, over that of j.
+
+        None where a candidate has no option that costs as little.
+        """
+        costs, found = self.costs(currency), []
+        for candidate, spec in enumerate(self.target.specs):
+            if candidate == self.origin[j]:
+                continue
+            own = np.flatnonzero((self.origin == candidate) & (costs <= costs[j]))
+            least = float(self.error[own].min()) if len(own) else None
+            base = float(self.error[j])
+            ratio = None if least is None else least / base if base > 0 else float("inf")
+            found.append((type(spec).__name__, ratio))
+        return tuple(found)
+
 
 def dense_flops(target: Target) -> int:
     """FLOPs per activation row of the dense weight; reading rows of a table takes none."""
@@ -70,11 +90,19 @@ def dense_flops(target: Target) -> int:
 
 
 def choices(
-    target: Target, kind: Kind, measured: Sequence[Any], total: float, *, tile: int
+    target: Target,
+    kind: Kind,
+    measured: Sequence[Any],
+    total: float,
+    *,
+    tile: int,
+    scale: float = 1.0,
+    refused: dict[int, str] | None = None,
 ) -> Choices:
     """All options of a weight.
 
-    Ranks are multiples of `tile` and below break-even; a spec whose rank is fixed has that one.
+    Ranks are multiples of `tile` and below break-even; a spec whose rank is fixed has that one, but
+    a rank that a rule found above break-even leaves the weight dense.
 
     Args:
         target: the weight.
@@ -82,28 +110,49 @@ def choices(
         measured: what `Spec.measure` found of it, for each candidate spec.
         total: loss of dropping the weight.
         tile: ranks are multiples of it.
+        scale: what all losses are multiplied by.
+        refused: candidates that cannot stand for this weight, and why.
 
     Raises:
-        RankError: a fixed rank is impossible, or costs more than the dense weight.
+        RankError: the fixed rank of the only candidate is impossible, or costs more than the dense
+            weight and the spec does not allow it.
     """
     specs: list[Spec | None] = []
     columns: list[tuple[int, int, float]] = []
+    origin: list[int] = []
+    refused = dict(refused or {})
     *_, m, n = target.matrix_shape
     # reading a row of a factored table contracts its output side alone
     share = n / (m + n) if target.lookup else 1
     fixed = False
-    for spec, seen in zip(target.specs, measured, strict=True):
-        given = is_fixed(spec)
+    for candidate, (spec, seen) in enumerate(zip(target.specs, measured, strict=True)):
+        if candidate in refused:
+            continue
+        given = is_fixed(spec) and candidate not in target.ruled
         fixed |= given
-        for rank, params, flops, error in zip(*_spec_options(target, spec, seen), strict=True):
-            useful = params < target.size and np.all(np.asarray(rank) % tile == 0)
-            if given or useful:
+        try:
+            found = _spec_options(target, spec if given else spec.tiled(tile), seen)
+        except (RankError, ShapeError) as e:
+            if len(target.specs) == 1 and candidate not in target.ruled:
+                raise
+            refused[candidate] = str(e).removeprefix(f"{target.path}: ")
+            continue
+        before = len(specs)
+        for rank, params, flops, error in zip(*found, strict=True):
+            aligned = candidate in target.ruled or spec.is_aligned(rank, tile)
+            if given or (params < target.size and aligned):
                 size = int(rank) if np.ndim(rank) == 0 else tuple(map(int, rank))
                 specs.append(spec.with_rank(size))
-                columns.append((int(params), int(flops * share), float(error)))
+                columns.append((int(params), int(flops * share), scale * float(error)))
+                origin.append(candidate)
+        if len(specs) == before:
+            refused[candidate] = "no size below the dense weight's"
+        elif candidate in target.ruled:
+            fixed = True
     if not fixed:
         specs.append(None)
         columns.append((target.size, dense_flops(target), 0.0))
+        origin.append(-1)
     params, flops, error = zip(*columns, strict=True)
     return Choices(
         target,
@@ -112,7 +161,9 @@ def choices(
         np.asarray(params, np.int64),
         np.asarray(flops, np.int64),
         np.asarray(error, np.float64),
-        total,
+        scale * total,
+        np.asarray(origin),
+        refused,
     )
 
 

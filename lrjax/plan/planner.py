@@ -3,22 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from lrjax import trees
 from lrjax.calibrate import Stats
 from lrjax.decompose import Spec
-from lrjax.errors import BudgetError, StatsError, message
+from lrjax.errors import BudgetError, RankError, ShapeError, StatsError, message
 from lrjax.lift import WeightUse
 from lrjax.metrics import Kind, Need, WeightStats, default_kind
 from lrjax.plan.allocation import Allocation, Global, Uniform
-from lrjax.plan.binding import bind
+from lrjax.plan.batching import grouped
+from lrjax.plan.binding import Bound, bind, weighed
 from lrjax.plan.budget import Budget, Currency
 from lrjax.plan.knapsack import least_cost
 from lrjax.plan.matching import Rule, Target, targets
 from lrjax.plan.options import Choices, choices, dense_flops
 from lrjax.plan.record import Entry, Plan
 from lrjax.plan.spectra import measure, spectra
+from lrjax.plan.trial import corrected
 from lrjax.trees import Tree
 
 
@@ -32,6 +35,7 @@ def plan(
     metric: Kind | None = None,
     allocation: Allocation | None = None,
     tile: int = 1,
+    trials: bool = True,
 ) -> Plan:
     """Choose a format and a rank for every weight that a rule matches; deterministic, on the host.
 
@@ -51,6 +55,8 @@ def plan(
         allocation: `Global()` or `Uniform()`; default: global where every metric is two-sided
             or Fisher information, so that losses are the model's own and add up, else uniform.
         tile: ranks are multiples of it.
+        trials: solve the candidates of rules that list several, on a few weights of each shape, and
+            correct what was predicted; else they are compared by bounds.
 
     Raises:
         RuleError: a rule matches nothing that can be factored, or a weight has no budget.
@@ -63,12 +69,19 @@ def plan(
         todo = "Use 1 on CPU; 8, 64 or 128 on accelerators."
         raise BudgetError(message(got=f"tile={tile!r}", expected="a positive integer", todo=todo))
     uses = usage if usage is not None else ({} if stats is None else stats.usage)
-    matched = targets(params, rules, uses)
-    options = _options([t for t in matched if t.specs], stats, metric, tile)
+    matched = [t.ranked() for t in targets(params, rules, uses)]
+    planned = [t for t in matched if t.specs]
+    kinds = {t.path: _kind(t, metric, weight_stats(stats, t.path)) for t in planned}
+    bounds = _bounds(planned, stats, kinds)
+    options = _options(planned, bounds, kinds, tile)
     groups = _groups(params, matched, budget)
     chosen: dict[str, tuple[Choices, int, str]] = {}
     for glob, limit, members in groups:
         mine = [options[t.path] for t in members if t.path in options]
+        if trials and limit is not None:
+            money = _money(params, glob, limit, mine, matched)
+            dense = sum(c.demand(limit.currency).dense_cost for c in mine)
+            mine = corrected(mine, bounds, limit.currency, money / max(dense, 1))
         chosen |= _allocate(params, glob, limit, mine, allocation, matched)
     pairs = tuple((glob, limit) for glob, limit, _ in groups if limit is not None)
     entries = tuple(_entry(t, chosen.get(t.path)) for t in matched)
@@ -92,33 +105,43 @@ def weight_stats(stats: Stats | None, path: str, kind: Kind | None = None) -> We
 
 
 def _options(
-    planned: list[Target], stats: Stats | None, metric: Kind | None, tile: int
+    planned: list[Target], bounds: dict[str, Bound], kinds: dict[str, Kind], tile: int
 ) -> dict[str, Choices]:
     """Path -> everything that may become of the weight."""
-    seen = {t.path: weight_stats(stats, t.path) for t in planned}
-    kinds = {t.path: _kind(t, metric, seen[t.path]) for t in planned}
-    bounds = {t.path: bind(t.path, t.leaf, t.layout, kinds[t.path], seen[t.path]) for t in planned}
-    tokens = {path: _tokens(s, kinds[path]) for path, s in seen.items()}
-    most = max((float(n.max()) for n in tokens.values()), default=1.0) or 1.0
     spectrum = spectra(list(bounds.values()))
-    special = [s for s in _families(planned) if type(s).measure is not Spec.measure]
-    measured = {
-        spec: measure(spec, [bounds[t.path] for t in planned if spec in _families([t])])
-        for spec in special
-    }
+    found: dict[tuple[str, Spec], Any] = {}
+    refused: dict[tuple[str, Spec], str] = {}
+    for spec in dict.fromkeys(s for t in planned for s in t.specs):
+        if type(spec).measure is Spec.measure:
+            continue
+        fit: list[Bound] = []
+        for group in grouped([t for t in planned if spec in t.specs], lambda t: bounds[t.path].key):
+            mine = [bounds[t.path] for t in group]
+            try:
+                jax.eval_shape(spec.measure, mine[0].matrix, mine[0].metric)
+                fit += mine
+            except (ShapeError, RankError, StatsError) as e:
+                if alone := next((t.path for t in group if len(t.specs) == 1), None):
+                    raise type(e)(f"{alone}: {e}") from e
+                refused |= {(t.path, spec): str(e) for t in group}
+        found |= {(path, spec): x for path, x in measure(spec, fit).items()}
 
     def one(t: Target) -> Choices:
-        # A weight that sees a share of the tokens adds that share of its loss to the model's.
-        share = np.sqrt(tokens[t.path] / most)[..., None]
-        values = share * spectrum[t.path]
-        mine = [measured[s][t.path] if s in measured else values for s in t.specs]
-        return choices(t, kinds[t.path], mine, float(np.sum(values**2)), tile=tile)
+        mine = [found.get((t.path, s), spectrum[t.path]) for s in t.specs]
+        no = {k: refused[t.path, s] for k, s in enumerate(t.specs) if (t.path, s) in refused}
+        total = float(np.sum(spectrum[t.path] ** 2))
+        return choices(t, kinds[t.path], mine, total, tile=tile, refused=no)
 
     return {t.path: one(t) for t in planned}
 
 
-def _families(planned: list[Target]) -> list[Spec]:
-    return list(dict.fromkeys(s for t in planned for s in t.specs))
+def _bounds(planned: list[Target], stats: Stats | None, kinds: dict[str, Kind]) -> dict[str, Bound]:
+    """Path -> matrices and metric; a matrix that sees a share of the tokens counts as much."""
+    seen = {t.path: weight_stats(stats, t.path) for t in planned}
+    tokens = {path: _tokens(s, kinds[path]) for path, s in seen.items()}
+    most = max((float(n.max()) for n in tokens.values()), default=1.0) or 1.0
+    found = {t.path: bind(t.path, t.leaf, t.layout, kinds[t.path], seen[t.path]) for t in planned}
+    return {path: weighed(bound, tokens[path] / most) for path, bound in found.items()}
 
 
 def _kind(t: Target, metric: Kind | None, seen: WeightStats | None) -> Kind:
@@ -176,7 +199,7 @@ def _allocate(
                     todo="Pass budget=Budget(keep=0.5), or give the spec a rank.",
                 )
             )
-        return {c.target.path: (c, 0, "fixed by its spec") for c in mine}
+        return {c.target.path: (c, 0, _why(c, 0, None)) for c in mine}
     currency = limit.currency
     demands = [c.demand(currency) for c in mine]
     money = _money(params, glob, limit, mine, matched)
@@ -189,10 +212,7 @@ def _allocate(
     spent = sum(int(d.costs[j]) for d, j in zip(demands, picks, strict=True))
     if spent > money:
         raise _unreachable(glob, limit, money, spent, sum(d.dense_cost for d in demands))
-    return {
-        c.target.path: (c, j, "fixed by its spec" if c.is_fixed else _why(c, j, limit))
-        for c, j in zip(mine, picks, strict=True)
-    }
+    return {c.target.path: (c, j, _why(c, j, limit)) for c, j in zip(mine, picks, strict=True)}
 
 
 def _money(
@@ -235,10 +255,27 @@ def _unreachable(glob: str, limit: Budget, money: int, least: int, dense: int) -
     )
 
 
-def _why(c: Choices, j: int, limit: Budget) -> str:
-    if c.specs[j] is None:
-        return "dense: worth its cost"
-    return str(limit)
+def _why(c: Choices, j: int, limit: Budget | None) -> str:
+    """Why this option: the budget, and what the other candidates would have lost."""
+    spec = c.specs[j]
+    if c.is_fixed and spec is not None:
+        ruled = c.origin[j] in c.target.ruled
+        return "rank by its rule" if ruled else "fixed by its spec"
+    no = "; ".join(f"{type(c.target.specs[k]).__name__}: {why}" for k, why in c.refused.items())
+    if spec is None:
+        many = len(c.target.specs) > 1
+        said = "dense: worth its cost" if len(c.specs) > 1 else "dense: no candidate is smaller"
+        said += "; none of the candidates helps" if many and len(c.specs) > 1 else ""
+        return f"{said} ({no})" if no else said
+    if len(c.target.specs) == 1:
+        return str(limit)
+    others = ", ".join(
+        f"{name} {ratio:.3g}x" if ratio is not None else f"{name} too large"
+        for name, ratio in c.rivals(j, (limit or Budget(keep=1.0)).currency)
+    )
+    first = c.origin[j] == 0
+    verdict = f"none helps, stays {type(spec).__name__}" if first else "least loss"
+    return f"{limit}; {verdict}: loss of {others}" + (f" ({no})" if no else "")
 
 
 def _entry(t: Target, chosen: tuple[Choices, int, str] | None) -> Entry:

@@ -85,6 +85,18 @@ class CP(Spec):
         """The spec with this number of terms."""
         return dataclasses.replace(self, rank=int(rank))
 
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """The unfoldings along every mode, [*S, n_k, rest]: the rank is no less than theirs."""
+        modes, _ = self.cut_modes(w.shape[-2:])
+        stack = w.ndim - 2
+        x = w.reshape(*w.shape[:-2], *modes)
+        front = (np.moveaxis(x, stack + k, stack) for k in range(len(modes)))
+        return [y.reshape(*y.shape[: stack + 1], -1) for y in front]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """The largest rank of the unfoldings: the least that the terms can have."""
+        return self.with_rank(max(ranks))
+
     def cut_modes(self, matrix: Sequence[int]) -> tuple[tuple[int, ...], int]:
         """The modes, and how many of them are rows; ShapeError if they do not make the matrix."""
         m, n = matrix

@@ -84,6 +84,33 @@ class Kronecker(Spec):
         terms, *shape = np.atleast_1d(rank).tolist()
         return dataclasses.replace(self, rank=terms, shape=tuple(shape) or self.shape)
 
+    def is_aligned(self, rank: Any, tile: int) -> bool:
+        """The number of terms is the rank; the factors' shapes divide the weight's as they can."""
+        return int(np.atleast_1d(rank)[0]) % tile == 0
+
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """The rearranged weight [*S, i j, k l] for each candidate shape."""
+        *stack, m, n = w.shape
+        grids = [w.reshape(*stack, i, m // i, j, n // j) for i, j in self._shapes((m, n))]
+        moved = [np.moveaxis(x, -2, -3) for x in grids]
+        return [x.reshape(*stack, x.shape[-4] * x.shape[-3], -1) for x in moved]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """The shape that carries its own rank with the fewest parameters.
+
+        Raises:
+          RankError: the weight has no candidate shapes.
+        """
+        m, n = shape[-2:]
+        shapes = self._shapes((m, n))
+        if not shapes:
+            todo = "Choose another format."
+            got = f"a {m} x {n} matrix"
+            raise RankError(message(got=got, expected="sizes with divisors", todo=todo))
+        price = lambda c: c[0] * (c[1][0] * c[1][1] + (m // c[1][0]) * (n // c[1][1]))
+        terms, (i, j) = min(zip(ranks, shapes, strict=True), key=price)
+        return self.with_rank((terms, i, j))
+
     def _shapes(self, matrix: Sequence[int]) -> tuple[tuple[int, int], ...]:
         m, n = matrix
         return candidates(m, n) if self.shape is None else (self.shape,)

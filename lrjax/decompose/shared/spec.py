@@ -37,12 +37,14 @@ class SharedBasis(Spec):
         left: whether the plan may share a basis of the inputs.
         right: whether it may share one of the outputs.
         sweeps: most sweeps of least squares, where the entries have metrics of their own.
+        tile: ranks left to the plan are multiples of it, or the whole side.
     """
 
     rank: int | tuple[int, int] | None = None
     left: bool = dataclasses.field(default=True, kw_only=True)
     right: bool = dataclasses.field(default=True, kw_only=True)
     sweeps: int = dataclasses.field(default=SWEEPS, kw_only=True)
+    tile: int = dataclasses.field(default=1, kw_only=True)
 
     def measure(self, w: Array, metric: Metric) -> Array:
         """What each direction of the pooled bases explains, as roots [*B, 2, k + 1], left first.
@@ -51,7 +53,7 @@ class SharedBasis(Spec):
         reaches at every rank, with the best cores: exact, and lowered by sweeps at most.
         """
         if w.ndim < 3:
-            return jnp.zeros((2, 1))
+            raise _unstacked(w.shape)
         rows, cols = metric.broadcast(w.shape[:-2]).arrays()
         arrays = [working(x) if x is not None else None for x in (w, rows, cols)]
         return jnp.sqrt(jnp.maximum(over_stack(_energies, arrays, core=3), 0))
@@ -65,7 +67,7 @@ class SharedBasis(Spec):
         """
         *stack, m, n = layout.matrix_shape(shape)
         if not stack:
-            return Options(np.zeros((0, 2), int), *(np.zeros(0) for _ in range(3)))  # pyright: ignore
+            raise _unstacked((m, n))
         count, outer = stack[-1], math.prod(stack[:-1])
         energy = np.asarray(spectrum, np.float64) ** 2
         energy = energy.reshape(-1, *energy.shape[-2:]).sum(0)
@@ -86,7 +88,37 @@ class SharedBasis(Spec):
 
     def with_rank(self, rank: Any) -> Self:
         """The spec with these ranks."""
-        return dataclasses.replace(self, rank=tuple(int(r) for r in np.atleast_1d(rank)))
+        return dataclasses.replace(self, rank=tuple(int(r) for r in np.atleast_1d(rank)), tile=1)
+
+    def tiled(self, tile: int) -> Self:
+        """The spec with this tile."""
+        return dataclasses.replace(self, tile=tile)
+
+    def is_aligned(self, rank: Any, tile: int) -> bool:
+        """`options` has seen to it."""
+        return True
+
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """All columns side by side [*B, m, S n], and all rows [*B, n, S m]: the sides allowed.
+
+        Raises:
+          ShapeError: the weight has no stack axis.
+        """
+        if w.ndim < 3:
+            raise _unstacked(w.shape)
+        m, n = w.shape[-2:]
+        side = lambda x, d: np.moveaxis(x, -3, -2).reshape(*w.shape[:-3], d, -1)
+        both = [(self.left, w, m), (self.right, np.swapaxes(w, -1, -2), n)]
+        return [side(x, d) for allowed, x, d in both if allowed]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """Each side's rank; a side of full rank gets no basis, unless both have."""
+        *_, count, m, n = shape
+        found = list(ranks)
+        r = found.pop(0) if self.left else 0
+        q = found.pop(0) if self.right else 0
+        r, q = (0 if r >= m and 0 < q < n else r), (0 if q >= n and 0 < r < m else q)
+        return self.with_rank((min(r, count * (q or n)), min(q, count * (r or m))))
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -100,20 +132,19 @@ class SharedBasis(Spec):
     def _ladder(self, energy: np.ndarray, shape: tuple[int, int, int]) -> list[tuple[int, int]]:
         """Pairs of ranks: each side alone, and both at a common threshold."""
         count, m, n = shape
-        pairs: dict[tuple[int, int], None] = {}
-        if self.left:
-            pairs |= dict.fromkeys((r, 0) for r in range(1, min(m, count * n) + 1))
-        if self.right:
-            pairs |= dict.fromkeys((0, q) for q in range(1, min(n, count * m) + 1))
+        most = min(m, count * n), min(n, count * m)
+        ladder = lambda size: [r for r in range(1, size + 1) if r % self.tile == 0 or r == size]
+        pairs = [(r, 0) for r in ladder(most[0]) if self.left]
+        pairs += [(0, q) for q in ladder(most[1]) if self.right]
         if self.left and self.right:
-            e = energy[:, :-1]
-            peak = max(float(e.max(initial=0)), 1e-300)
+            values = energy[:, :-1]
+            peak = max(float(values.max(initial=0)), 1e-300)
             for level in np.geomspace(peak, 1e-10 * peak, LEVELS):
-                r, q = (
-                    min(max(int(np.sum(s >= level)), 1), d) for s, d in zip(e, (m, n), strict=True)
-                )
-                pairs.setdefault((min(r, count * q), min(q, count * r)))
-        return list(pairs)
+                above = [max(int(np.sum(v >= level)), 1) for v in values]
+                rounded = (-(-k // self.tile) * self.tile for k in above)
+                r, q = (min(k, size) for k, size in zip(rounded, most, strict=True))
+                pairs.append((min(r, count * q), min(q, count * r)))
+        return list(dict.fromkeys(pairs))
 
 
 @solve.register
@@ -134,8 +165,7 @@ def solve_shared(
       ShapeError: the weight has no stack axis.
     """
     if w.ndim < 3:
-        todo = "Stack the weights that are to share, or use SVD."
-        raise ShapeError(message(got=f"shape {w.shape}", expected="a stack axis", todo=todo))
+        raise _unstacked(w.shape)
     metric = (metric or Metric()).broadcast(w.shape[:-2])
     rows, cols = metric.arrays()
     found, info = shared_basis(w, spec.ranks, rows=rows, cols=cols, sweeps=spec.sweeps)
@@ -144,6 +174,11 @@ def solve_shared(
     missed = metric.loss(working(w) - working(found.densify()))
     residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(jnp.maximum(missed, 0)))
     return found, dataclasses.replace(info, residual=residual)
+
+
+def _unstacked(shape: Sequence[int]) -> ShapeError:
+    todo = "Stack the weights that are to share, or use SVD."
+    return ShapeError(message(got=f"shape {tuple(shape)}", expected="a stack axis", todo=todo))
 
 
 def _energies(w: Array, rows: Array | None, cols: Array | None) -> Array:

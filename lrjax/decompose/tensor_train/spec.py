@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from lrjax.decompose.spec import Options, Spec, solve
 from lrjax.decompose.tensor_train.als import SWEEPS, TOL, tt_als
-from lrjax.decompose.tensor_train.cores import Digits, bounds
+from lrjax.decompose.tensor_train.cores import Digits, bounds, interleave
 from lrjax.decompose.tensor_train.svd import pairs, tt_svd
 from lrjax.decompose.tensor_train.tokens import token_train
 from lrjax.errors import RankError, message
@@ -44,6 +44,7 @@ class TensorTrain(Spec):
         count: number of cores, where digits are not given.
         sweeps: most sweeps after TT-SVD, under the metric.
         tol: relative decrease of the loss that ends them.
+        tile: ranks left to the plan are multiples of it, where the digits span as many.
     """
 
     rank: int | tuple[int, ...] | None = None
@@ -52,6 +53,7 @@ class TensorTrain(Spec):
     count: int = dataclasses.field(default=3, kw_only=True)
     sweeps: int = dataclasses.field(default=SWEEPS, kw_only=True)
     tol: float = dataclasses.field(default=TOL, kw_only=True)
+    tile: int = dataclasses.field(default=1, kw_only=True)
 
     def digits(self, shape: Sequence[int]) -> tuple[Digits, Digits]:
         """Digits of the rows and columns of a matrix."""
@@ -105,7 +107,28 @@ class TensorTrain(Spec):
     def with_rank(self, rank: Any) -> Self:
         """The spec with these ranks."""
         fixed = int(rank) if np.ndim(rank) == 0 else tuple(int(r) for r in rank)
-        return dataclasses.replace(self, rank=fixed)
+        return dataclasses.replace(self, rank=fixed, tile=1)
+
+    def tiled(self, tile: int) -> Self:
+        """The spec with this tile."""
+        return dataclasses.replace(self, tile=tile)
+
+    def is_aligned(self, rank: Any, tile: int) -> bool:
+        """`options` has seen to it."""
+        return True
+
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """One matrix a bond: the digits before it against those behind it."""
+        digits = self.digits(w.shape)
+        x = np.asarray(interleave(jnp.asarray(w), *digits), np.float64)
+        stack, sizes = w.shape[:-2], pairs(*digits)
+        rows = [math.prod(sizes[: k + 1]) for k in range(len(sizes) - 1)]
+        return [x.reshape(*stack, n, -1) for n in rows]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """Bond by bond."""
+        most = bounds(pairs(*self.digits(shape)))
+        return self.with_rank(tuple(map(min, ranks, most)))
 
     def _ladder(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         if self.rank is not None:
@@ -115,7 +138,8 @@ class TensorTrain(Spec):
         found: dict[tuple[int, ...], None] = {}
         rank = 1.0
         while True:
-            ranks = tuple(min(round(rank), b) for b in most)
+            tiled = -(-round(rank) // self.tile) * self.tile
+            ranks = tuple(min(tiled, b) for b in most)
             chain = (1, *ranks, 1)
             if sum(map(math.prod, zip(chain, pairs(*digits), chain[1:], strict=False))) >= size:
                 break

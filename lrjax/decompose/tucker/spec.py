@@ -38,6 +38,7 @@ class Tucker(Spec):
         smallest: modes of fewer entries (the window of a convolution) are not compressed.
         sweeps: most sweeps after ST-HOSVD.
         tol: relative decrease of the squared error that ends them.
+        tile: ranks left to the plan are multiples of it, or the whole mode.
     """
 
     rank: tuple[int | None, ...] | None = None
@@ -45,6 +46,7 @@ class Tucker(Spec):
     smallest: int = dataclasses.field(default=16, kw_only=True)
     sweeps: int = dataclasses.field(default=SWEEPS, kw_only=True)
     tol: float = dataclasses.field(default=TOL, kw_only=True)
+    tile: int = dataclasses.field(default=1, kw_only=True)
 
     def fitted(self, shape: Sequence[int], layout: Layout) -> Self:
         """The spec with the dimensions of a weight of this shape as modes, where none are given."""
@@ -86,7 +88,7 @@ class Tucker(Spec):
         *stack, m, n = layout.matrix_shape(shape)
         modes, _ = self._modes((m, n))
         energies = _mode_energies(np.asarray(spectrum, np.float64), modes, self._compressed(modes))
-        ranks = [self.rank] if self.rank is not None else _ladder(modes, energies)
+        ranks = [self.rank] if self.rank is not None else _ladder(modes, energies, self.tile)
         ranks = [check_ranks(modes, r) for r in ranks]
         costs = [cost(_abstract(modes, r, (m, n), dtype)) for r in ranks]
         errors = [_tails(energies, r) for r in ranks]
@@ -102,7 +104,30 @@ class Tucker(Spec):
         if self.modes is not None:
             chosen = self._compressed(self.modes)
             rank = tuple(r if k in chosen else None for k, r in enumerate(rank))
-        return dataclasses.replace(self, rank=rank)
+        return dataclasses.replace(self, rank=rank, tile=1)
+
+    def tiled(self, tile: int) -> Self:
+        """The spec with this tile."""
+        return dataclasses.replace(self, tile=tile)
+
+    def is_aligned(self, rank: Any, tile: int) -> bool:
+        """Whole modes need no rounding, and `options` has seen to the others."""
+        return True
+
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """The unfoldings along the compressed modes, [*S, n_k, rest]."""
+        modes, _ = self._modes(w.shape[-2:])
+        x = w.reshape(*w.shape[:-2], *modes)
+        stack = w.ndim - 2
+        front = (np.moveaxis(x, stack + k, stack) for k in self._compressed(modes))
+        return [y.reshape(*y.shape[: stack + 1], -1) for y in front]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """Mode by mode, none above what the others span."""
+        modes, _ = self._modes(shape[-2:])
+        found = dict(zip(self._compressed(modes), ranks, strict=True))
+        found = _consistent(found, modes)
+        return dataclasses.replace(self, rank=tuple(found.get(k) for k in range(len(modes))))
 
     def _modes(self, matrix: Sequence[int]) -> tuple[tuple[int, ...], int]:
         """The modes, and how many of them are rows."""
@@ -179,17 +204,25 @@ def _mode_energies(x: np.ndarray, modes, chosen) -> dict[int, np.ndarray]:
     return energies
 
 
-def _ladder(modes: tuple[int, ...], energies: dict[int, np.ndarray]) -> list[tuple]:
+def _ladder(modes: tuple[int, ...], energies: dict[int, np.ndarray], tile: int) -> list[tuple]:
     """Ranks by one threshold for all modes: equal marginal loss in each."""
     values = np.concatenate([e[e > 0] for e in energies.values()] or [np.ones(1)])
     found: dict[tuple, None] = {}
     for level in np.geomspace(values.max(), max(values.min(), values.max() * 1e-12), LEVELS):
         ranks = {k: max(int(np.sum(e >= level)), 1) for k, e in energies.items()}
-        for k in ranks:  # no mode above what the others span
-            others = [ranks.get(j, n) for j, n in enumerate(modes) if j != k]
-            ranks[k] = min(ranks[k], math.prod(others))
+        ranks = {k: min(-(-r // tile) * tile, modes[k]) for k, r in ranks.items()}
+        ranks = _consistent(ranks, modes)
         found.setdefault(tuple(ranks.get(k) for k in range(len(modes))))
     return list(found)
+
+
+def _consistent(ranks: dict[int, int], modes: tuple[int, ...]) -> dict[int, int]:
+    """No mode above its size, nor above what the others span."""
+    ranks = {k: min(r, modes[k]) for k, r in ranks.items()}
+    for k in ranks:
+        others = [ranks.get(j, n) for j, n in enumerate(modes) if j != k]
+        ranks[k] = min(ranks[k], math.prod(others))
+    return ranks
 
 
 def _tails(energies: dict[int, np.ndarray], ranks: Sequence[int | None]) -> float:
