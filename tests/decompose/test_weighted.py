@@ -45,7 +45,7 @@ def test_the_half_steps_solve_every_row():
     want, want_b = numpy_als(np.asarray(w, float), np.asarray(f, float), a, b, 1)
     first = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
     for chunk in (1, 7, 64):
-        got = exact_rows(w, f, first[1], 0.0, chunk)
+        got = exact_rows(w, f, *first, 0.0, chunk)
         np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-3)
     got = cg_rows(w, f, *first, 0.0, 40)
     np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-3)
@@ -56,7 +56,7 @@ def test_the_half_steps_solve_every_row():
 def test_heavier_tails_gain_more_over_the_separable_weights_and_the_svd():
     for sigma, margin in ((0.5, 1.04), (1.5, 1.4), (2.5, 2.5)):
         w, f = problem(sigma)
-        p, info = weighted_low_rank(w, f, R, sweeps=1000, tol=1e-6)
+        p, info = weighted_low_rank(w, f, R, sweeps=1000)
         u, s, vt = np.linalg.svd(np.asarray(w, float), full_matrices=False)
         svd = np.sum(np.asarray(f) * (w - (u[:, :R] * s[:R]) @ vt[:R]) ** 2)
         assert loss(w, f, p) < info.start**2 / margin
@@ -64,25 +64,51 @@ def test_heavier_tails_gain_more_over_the_separable_weights_and_the_svd():
         np.testing.assert_allclose(info.residual**2, loss(w, f, p), rtol=1e-3)
 
 
-def test_both_methods_are_as_good_as_long_textbook_iterations():
+@pytest.mark.parametrize("inner", Inner)
+def test_both_methods_come_to_a_stationary_point_in_float32(inner):
+    """The gradient by hand, in float64, of the factors returned; and the textbook's loss."""
     w, f = problem(1.5)
     start, _ = weighted_low_rank(w, f, R, sweeps=0)
     wide = [np.asarray(x, float) for x in (w, f, start.left, start.right)]
     a, b = numpy_als(*wide, 60)
     want = np.sum(wide[1] * (wide[0] - a @ b) ** 2)
-    for inner in Inner:
-        p, info = weighted_low_rank(w, f, R, inner=inner, sweeps=1000, tol=1e-7)
-        assert loss(w, f, p) < 1.003 * want
-        assert info.gradient < 3e-4
-        assert info.status == Status.CONVERGED
+    p, info = weighted_low_rank(w, f, R, inner=inner, sweeps=1000)
+    assert info.status == Status.CONVERGED
+    assert loss(w, f, p) < 1.003 * want
+    w, f = wide[:2]
+    a, b = np.asarray(p.left, float), np.asarray(p.right, float)
+    norm = lambda x: np.hypot(np.linalg.norm(x @ b.T), np.linalg.norm(a.T @ x))
+    assert norm(f * (w - a @ b)) < 1e-5 * norm(f * w)
+    np.testing.assert_allclose(info.gradient, norm(f * (w - a @ b)) / norm(f * w), rtol=0.1)
 
 
-def test_the_loss_never_rises():
-    w, f = problem(2.5)
-    values = [
-        float(weighted_low_rank(w, f, R, sweeps=n, tol=0.0)[1].residual) for n in (0, 1, 5, 50)
-    ]
-    assert values == sorted(values, reverse=True)
+def test_the_loss_never_rises_even_by_less_than_its_rounding():
+    """In float64, sweep by sweep, down to a gradient where float32 sums tell nothing apart."""
+    w, f = problem(1.5)
+    sweeps = [0, 1, 2, 4, 8, *range(30, 70, 3)]
+    runs = [weighted_low_rank(w, f, R, sweeps=n, tol=0.0) for n in sweeps]
+    losses = np.array([loss(w, f, p) for p, _ in runs])
+    assert np.all(np.diff(losses) < 1e-9 * losses[0])
+    assert losses[-8] - losses[-1] < 1e-5 * losses[-1]
+    assert runs[-1][1].gradient < 1e-5
+
+
+def test_memory_is_bounded_by_the_chunk():
+    """That of the exact method's normal matrices, 4 chunk k^2, whatever the size of the matrix."""
+    k = 64
+
+    def temporary(m, n, inner, chunk):
+        shape = jax.ShapeDtypeStruct((m, n), jnp.float32)
+        fit = lambda w, f: weighted_low_rank(w, f, k, inner=inner, chunk=chunk)[0]
+        compiled = jax.jit(fit).lower(shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 4
+
+    def bound(m, n, chunk):
+        return 6 * m * n + 10 * (m + n) * k + 4 * chunk * k**2
+
+    assert temporary(256, 192, Inner.CG, 64) < bound(256, 192, 0)
+    assert temporary(256, 192, Inner.EXACT, 64) < bound(256, 192, 64)
+    assert temporary(512, 192, Inner.EXACT, 16) < bound(512, 192, 16)
 
 
 def test_equal_weights_give_the_svd():

@@ -13,7 +13,6 @@ from lrjax.decompose.weighted.half_step import cg_cols, cg_rows, exact_rows
 from lrjax.decompose.weighted.separable import separable_start
 from lrjax.errors import ShapeError, message
 from lrjax.formats.low_rank import LowRank
-from lrjax.linalg.driver import iterate
 from lrjax.linalg.info import Info, Status
 from lrjax.linalg.stack import dot, over_stack, working
 from lrjax.linalg.truncated import check_rank, matrix_shape
@@ -23,6 +22,10 @@ CG_STEPS = 3
 
 CHUNK = 256
 """Rows whose normal matrices the exact method holds at once."""
+
+COARSE = 1e-5
+"""Relative change of the objective that float32 sums still resolve; a smaller one is judged by the
+difference of the products, without which sweeps are dropped at random from a gradient of 1e-4."""
 
 
 class Inner(enum.Enum):
@@ -38,7 +41,7 @@ class WeightedInfo(Info):
     """Info, with the norm of the gradient relative to the gradient's parts, and the start's loss.
 
     Attributes:
-        gradient: |gradient| over |F * W| times the factors' norms; 0 at a stationary point.
+        gradient: |gradient| over the norm of its data part; 0 at a stationary point.
         start: residual of the separable start.
     """
 
@@ -47,7 +50,7 @@ class WeightedInfo(Info):
 
 
 class _Pair(NamedTuple):
-    """Factors, those before, the momentum's age, and the least objective."""
+    """Factors, those before, momentum's age, objective, gradient once it settles, and the end."""
 
     a: Array
     b: Array
@@ -55,6 +58,8 @@ class _Pair(NamedTuple):
     b_old: Array
     age: Array
     best: Array
+    gradient: Array
+    stuck: Array
 
 
 def weighted_low_rank(
@@ -67,7 +72,7 @@ def weighted_low_rank(
     chunk: int = CHUNK,
     init: LowRank | None = None,
     key: Array | None = None,
-    sweeps: int | Array = 200,
+    sweeps: int | Array = 500,
     tol: float | Array = 1e-5,
 ) -> tuple[LowRank, WeightedInfo]:
     """W near left @ right where it matters: min sum_ij F_ij (W - L R)_ij^2 + ridge (|L|^2 + |R|^2).
@@ -76,8 +81,12 @@ def weighted_low_rank(
     Jaakkola, 2003), and, for weights 0 and 1, of matrix completion. It is not convex: the start
     is the closed-form optimum under the separable weights r c' nearest to F. Sweeps are
     extrapolated by Nesterov's rule, and a sweep that rose is dropped with its momentum, so the
-    objective never rises. `Inner.CG` needs matrix products only; `Inner.EXACT` solves k x k
-    systems, for small ranks and as the reference. `ridge` is in the unit of the mean weight.
+    objective never rises, not even by less than its own rounding. `Inner.CG` needs matrix products
+    only; `Inner.EXACT` solves k x k systems, for small ranks and as the reference. `ridge` is in
+    the unit of the mean weight.
+
+    Memory beside the arguments: at most 6 m n + 10 (m + n) rank numbers, and for `Inner.EXACT`
+    4 chunk rank^2 more; a stack is solved one matrix at a time on a CPU, as a batch elsewhere.
 
     Args:
       w: matrices with stack axes.
@@ -85,11 +94,11 @@ def weighted_low_rank(
       rank: inner dimension.
       ridge: penalty on both factors.
       inner: how half-sweeps are solved.
-      chunk: rows at a time in the exact method: memory is (chunk + max(m, n)) rank^2 numbers.
+      chunk: rows at a time in the exact method.
       init: factors to start from instead.
       key: randomness of the start's SVD; the same key gives the same bits.
       sweeps: most sweeps.
-      tol: relative decrease of the objective in a sweep at which it has settled.
+      tol: gradient, relative to its data part, at which the factors are stationary.
 
     Returns:
       The factors, and the info with the weighted residual |F^.5 * (W - L R)|.
@@ -122,16 +131,16 @@ def _solve(w, weights, left, right, ridge, key, sweeps, tol, rank, inner, chunk)
         problem = _Problem(x, f, jnp.asarray(ridge, x.dtype), inner, chunk)
         root = jnp.sqrt(unit)
         a, b = separable_start(x, f, rank, key) if left is None else (left / root, right / root)
-        first = problem.objective(a, b)
-        pair = _Pair(a, b, a, b, jnp.ones(()), first)
-        pair, progress = iterate(problem.sweep, pair, first, steps=sweeps, tol=tol, patience=3)
+        pair, steps = problem.descend(a, b, sweeps, tol)
+        gradient = problem.gradient(pair.a, pair.b)
         size = jnp.where(finite, jnp.sqrt(mean) * unit, jnp.nan)
-        ended = jnp.where(progress.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
+        ended = (gradient <= tol) | pair.stuck
+        status = jnp.where(ended, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
         info = WeightedInfo(
             residual=jnp.sqrt(problem.loss(pair.a, pair.b)) * size,
-            iterations=progress.steps,
-            status=jnp.where(finite, ended, int(Status.NON_FINITE)).astype(jnp.int32),
-            gradient=problem.gradient(pair.a, pair.b),
+            iterations=steps,
+            status=jnp.where(finite, status, int(Status.NON_FINITE)).astype(jnp.int32),
+            gradient=gradient,
             start=jnp.sqrt(problem.loss(a, b)) * size,
         )
         return LowRank(pair.a * root, pair.b * root), info
@@ -166,7 +175,25 @@ class _Problem(NamedTuple):
         norm = jnp.hypot(jnp.linalg.norm(first), jnp.linalg.norm(second))
         return norm / jnp.where(size > 0, size, 1)
 
-    def sweep(self, p: _Pair, _: Any) -> tuple[_Pair, Array]:
+    def descend(
+        self, a: Array, b: Array, sweeps: int | Array, tol: float | Array
+    ) -> tuple[_Pair, Array]:
+        """Sweeps until the gradient is at `tol`; the last factors are the best, and their count."""
+
+        def going(carry: tuple[_Pair, Array]) -> Array:
+            pair, step = carry
+            going = (pair.gradient > tol) & ~pair.stuck
+            return (step < sweeps) & going & jnp.isfinite(pair.best)
+
+        def body(carry: tuple[_Pair, Array]) -> tuple[_Pair, Array]:
+            pair, step = carry
+            return self.sweep(pair), step + 1
+
+        one, far = jnp.ones((), a.dtype), jnp.full((), jnp.inf, a.dtype)
+        pair = _Pair(a, b, a, b, one, self.objective(a, b), far, jnp.zeros((), bool))
+        return jax.lax.while_loop(going, body, (pair, jnp.zeros((), jnp.int32)))
+
+    def sweep(self, p: _Pair) -> _Pair:
         """Both half-sweeps from the extrapolated factors; dropped if the objective rose."""
         age = (1 + jnp.sqrt(1 + 4 * p.age**2)) / 2
         momentum = (p.age - 1) / age
@@ -176,11 +203,28 @@ class _Problem(NamedTuple):
             a = cg_rows(self.w, self.f, a_ahead, b_ahead, self.ridge, CG_STEPS)
             b = cg_cols(self.w, self.f, a, b_ahead, self.ridge, CG_STEPS)
         else:
-            a = exact_rows(self.w, self.f, b_ahead, self.ridge, self.chunk)
-            b = exact_rows(self.w.T, self.f.T, a.T, self.ridge, self.chunk).T
+            a = exact_rows(self.w, self.f, a_ahead, b_ahead, self.ridge, self.chunk)
+            b = exact_rows(self.w.T, self.f.T, b_ahead.T, a.T, self.ridge, self.chunk).T
         value = self.objective(a, b)
-        rose = ~(value <= p.best)
-        back = p._replace(a_old=p.a, b_old=p.b, age=jnp.ones_like(p.age))
-        on = _Pair(a, b, p.a, p.b, age, value)
-        pair = jax.tree.map(lambda x, y: jnp.where(rose, x, y), back, on)
-        return pair, pair.best
+        floor = COARSE**2 * jnp.sum(self.f * self.w**2)
+        settled = jnp.abs(value - p.best) <= COARSE * p.best + floor
+
+        def near() -> tuple[Array, Array]:
+            rose = ~(self.change(p, a, b) <= 0)
+            return rose, self.gradient(jnp.where(rose, p.a, a), jnp.where(rose, p.b, b))
+
+        far = jnp.full_like(p.gradient, jnp.inf)
+        rose, gradient = jax.lax.cond(settled, near, lambda: (~(value <= p.best), far))
+        # A sweep without momentum that rose would be the same for ever.
+        stuck = rose & (p.age == 1)
+        back = _Pair(p.a, p.b, p.a, p.b, jnp.ones_like(age), p.best, gradient, stuck)
+        on = _Pair(a, b, p.a, p.b, age, value, gradient, stuck)
+        return jax.tree.map(lambda x, y: jnp.where(rose, x, y), back, on)
+
+    def change(self, p: _Pair, a: Array, b: Array) -> Array:
+        """objective(A, B) - objective(p) from the step S = A B - A0 B0, with nothing cancelled."""
+        step = dot(a - p.a, b) + dot(p.a, b - p.b)
+        both = 2 * (self.w - dot(a, b)) + step
+        gained = jnp.sum(self.f * step * both)
+        norms = jnp.sum((a - p.a) * (a + p.a)) + jnp.sum((b - p.b) * (b + p.b))
+        return self.ridge * norms - gained

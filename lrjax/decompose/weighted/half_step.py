@@ -46,36 +46,48 @@ def cg_cols(
 def exact_rows(
     w: Float[Array, "m n"],
     f: Float[Array, "m n"],
+    a: Float[Array, "m k"],
     b: Float[Array, "k n"],
     ridge: float | Array,
     chunk: int,
 ) -> Float[Array, "m k"]:
     """The best A: (B diag(F_i) B' + ridge I) a_i = B (F_i * w_i) for every row i, by Cholesky.
 
-    Normal matrices are built by one product with the k^2 row products of B, `chunk` rows at a
-    time: peak memory is chunk k^2 + n k^2 numbers. A row without weight is zero.
+    Solved for the change from A, with the residual of A in the data: an error of the factorisation
+    is one of the change alone, so float32 comes to its own precision as sweeps settle. Normal
+    matrices are sums over `chunk` columns of one product with the k^2 row products of B, for
+    `chunk` rows at a time: memory is a few times chunk k^2 numbers. A row without weight stays.
     """
+    m, n = w.shape
     k = b.shape[0]
-    pairs = (b[:, None, :] * b[None, :, :]).reshape(k * k, -1)
     eye = jnp.eye(k, dtype=w.dtype)
+    blocks, widths = -(-m // chunk), -(-n // chunk)
+    wide = jnp.pad(b, ((0, 0), (0, widths * chunk - n))).reshape(k, widths, chunk)
+    wide = wide.transpose(1, 0, 2)
 
-    def solve(rows: tuple[Array, Array]) -> Array:
-        w, f = rows
-        gram = dot(f, pairs.T).reshape(-1, k, k)
+    def add(gram: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        f, b = part
+        pairs = (b[:, None, :] * b[None, :, :]).reshape(k * k, -1)
+        return gram + dot(f, pairs.T), None
+
+    def solve(rows: tuple[Array, Array, Array]) -> Array:
+        w, f, a = rows
+        right = dot(f * (w - dot(a, b)), b.T) - ridge * a
+        parts = jnp.pad(f, ((0, 0), (0, widths * chunk - n))).reshape(chunk, widths, chunk)
+        zero = jnp.zeros((chunk, k * k), w.dtype)
+        gram, _ = jax.lax.scan(add, zero, (parts.transpose(1, 0, 2), wide))
+        gram = gram.reshape(chunk, k, k)
         level = ridge + FLOOR * jnp.trace(gram, axis1=1, axis2=2) / k
         level = jnp.where(level > 0, level, 1)
         factor = jax.scipy.linalg.cho_factor(gram + level[:, None, None] * eye, lower=True)
-        right = dot(f * w, b.T)
-        return jax.scipy.linalg.cho_solve(factor, right[..., None])[..., 0]
+        return a + jax.scipy.linalg.cho_solve(factor, right[..., None])[..., 0]
 
-    m = w.shape[0]
-    blocks = -(-m // chunk)
     fill = lambda x: jnp.pad(x, ((0, blocks * chunk - m), (0, 0))).reshape(blocks, chunk, -1)
-    return jax.lax.map(solve, (fill(w), fill(f))).reshape(blocks * chunk, k)[:m]
+    return jax.lax.map(solve, (fill(w), fill(f), fill(a))).reshape(blocks * chunk, k)[:m]
 
 
 FLOOR = 1e-7
-"""Relative ridge that keeps a rank-deficient row's Cholesky factorisation finite in float32."""
+"""Relative ridge on the change, which keeps a rank-deficient row's factorisation finite."""
 
 
 def _conjugate(normal, inverse, residual, x, steps: int, axis: int) -> Array:

@@ -29,12 +29,14 @@ class WeightedLowRank(Spec):
         ridge: penalty on both factors, in the unit of the mean weight.
         inner: conjugate gradients, or exact normal equations (small ranks; the reference).
         sweeps: most sweeps.
+        tol: gradient, relative to its data part, at which they end.
     """
 
     rank: int | None = None
     ridge: float = dataclasses.field(default=0.0, kw_only=True)
     inner: Inner = dataclasses.field(default=Inner.CG, kw_only=True)
     sweeps: int = dataclasses.field(default=200, kw_only=True)
+    tol: float = dataclasses.field(default=1e-4, kw_only=True)
 
     def options(
         self, shape: Sequence[int], dtype: Any, layout: Layout, spectrum: np.ndarray
@@ -84,7 +86,7 @@ def solve_weighted(
         todo = "Pass Elements(weights), or use SVD for this metric."
         got = "a metric that mixes rows or columns"
         raise StatsError(message(got=got, expected="element-wise weights", todo=todo))
-    limits = {"ridge": spec.ridge, "inner": spec.inner, "sweeps": spec.sweeps}
+    limits = {"ridge": spec.ridge, "inner": spec.inner, "sweeps": spec.sweeps, "tol": spec.tol}
     found, info = weighted_low_rank(w, weights, spec.rank, init=init, key=key, **limits)
     if w.dtype == working(w).dtype:
         return found, info
