@@ -10,6 +10,9 @@ import numpy as np
 from lrjax.errors import RankError, RuleError, message
 from lrjax.linalg.evbmf import evbmf
 
+ROUNDING = 1e-7
+"""Singular values of a Gram in float64 say nothing below 1e-8 of the largest."""
+
 
 class RankRule(ABC):
     """Static, hashable: a rank for a matrix. A format asks for one rank an unfolding."""
@@ -31,8 +34,8 @@ class EVBMF(RankRule):
     the rank as the data's own suggestion, and read the report for what it costs.
 
     Attributes:
-        center: look at the weight without its mean row, which would pass for a direction; where it
-            is above the noise it counts as one, for the factors have to carry it.
+        center: judge the noise by the weight without its mean row, which is no noise; where it
+            stands out of it the mean counts as a direction all the same, for factors carry it.
         minimum: least rank, also of pure noise.
     """
 
@@ -42,15 +45,11 @@ class EVBMF(RankRule):
     def rank(self, w: np.ndarray) -> int:
         """The largest of the matrices' ranks."""
         w = np.asarray(w, np.float64)
-        mean = np.mean(w, axis=-2, keepdims=True) if self.center else np.zeros(())
-        found = evbmf(singular_values(w - mean), w.shape[-2:])
-        ranks = found.rank
-        if self.center:
-            size = np.sqrt(w.shape[-2] * np.sum(mean**2, axis=(-2, -1)))
-            # a mean that is itself rounding, as of a zero matrix, is no direction
-            counts = size > np.maximum(found.threshold, 1e-12 * np.abs(w).max(initial=0.0))
-            ranks = np.minimum(ranks + counts, min(w.shape[-2:]))
-        return max(int(np.max(ranks, initial=0)), self.minimum)
+        own = singular_values(w)
+        centred = singular_values(w - np.mean(w, axis=-2, keepdims=True)) if self.center else own
+        threshold = evbmf(centred, w.shape[-2:]).threshold
+        edge = np.maximum(threshold[..., None], ROUNDING * own[..., :1])
+        return max(int(np.max(np.sum(own > edge, axis=-1), initial=0)), self.minimum)
 
 
 @dataclasses.dataclass(frozen=True)
