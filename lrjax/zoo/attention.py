@@ -50,3 +50,12 @@ def causal(
     q, k = jnp.arange(length)[:, None], jnp.arange(length)[None]
     visible = k <= q if window is None else (k <= q) & (k > q - window)
     return visible[None] if mask is None else visible & (mask[:, None, :] > 0)
+
+
+def choose(
+    masks: tuple[Bool[Array, "#batch length length"], ...], kind: int | Int[Array, ""]
+) -> Bool[Array, "#batch length length"]:
+    """The mask of a layer's kind, which is traced where layers are scanned."""
+    if isinstance(kind, int) or len(masks) == 1:
+        return masks[kind if isinstance(kind, int) else 0]
+    return jnp.stack(masks)[kind]

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int
 
 from lrjax.errors import ShapeError, message
@@ -40,7 +39,7 @@ class BertConfig(Config):
     is_decoder: bool = False
     add_cross_attention: bool = False
     num_labels: int | None = None
-    id2label: FrozenDict | None = None
+    id2label: Mapping[str, Any] | None = None
 
     def check(self) -> None:
         """Refuses what these encoders do not model."""
@@ -171,7 +170,7 @@ class Encoder(nn.Module):
     ) -> Float[Array, "batch length d"]:
         c = self.config
         each = [{}] * c.num_hidden_layers
-        block = lambda name: Block(c, name=name)
+        block = lambda name, i: Block(c, name=name)
         return stack.run(block, x, visible, each=each, scanned=self.scanned)
 
 

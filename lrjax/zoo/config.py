@@ -21,10 +21,11 @@ class Config:
 
     Lists become tuples and objects become frozen ones, so that a config is hashable. What was read
     is carried in ``rest``, as JSON, and :meth:`to_json` writes it back, keys that no field reads
-    included.
+    included. ``aliases`` are other keys that published configs use for a field.
     """
 
     model_type: ClassVar[str] = ""
+    aliases: ClassVar[Mapping[str, str]] = {}
     rest: str = dataclasses.field(default="{}", repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -41,16 +42,22 @@ class Config:
         """
         if "quantization_config" in data:
             refuse("quantization_config", "quantised weights", "plain ones", "Dequantise first.")
-        values = {}
+        values, keys = {}, cls._keys(data)
         for field in _fields(cls):
-            if field.name in data:
-                values[field.name] = _read(field.name, data[field.name], field.type)
+            key = keys[field.name]
+            if key in data:
+                values[field.name] = _read(key, data[key], field.type)
             elif field.default is dataclasses.MISSING:
                 todo = "Add the key that the published config of this model has."
                 refuse(field.name, "nothing", "a value", todo)
         config = cls(**values, rest=json.dumps(dict(data)))
         config.check()
         return config
+
+    @property
+    def architectures(self) -> list[str] | None:
+        """What the config that was read says of the model's class in the reference library."""
+        return json.loads(self.rest).get("architectures")
 
     def check(self) -> None:
         """Refuses values that are of the right type, but that the model cannot honour.
@@ -63,13 +70,20 @@ class Config:
         """The ``config.json`` of this model: what was read, and every field that differs."""
         read = json.loads(self.rest)
         written = {"model_type": self.model_type} if self.model_type else {}
-        fields = {field.name: field.default for field in _fields(type(self))}
-        built = not fields.keys() & read.keys()
-        for name, default in fields.items():
-            value = getattr(self, name)
-            if built or name in read or value != default:
-                written[name] = _thawed(value)
+        keys = self._keys(read)
+        built = not set(keys.values()) & read.keys()
+        for field in _fields(type(self)):
+            key, value = keys[field.name], getattr(self, field.name)
+            if built or key in read or value != field.default:
+                written[key] = _thawed(value)
         return {**read, **written}
+
+    @classmethod
+    def _keys(cls, data: Mapping[str, Any]) -> dict[str, str]:
+        """The key of every field in this config."""
+        keys = {field.name: field.name for field in _fields(cls)}
+        other = {name: alias for name, alias in cls.aliases.items() if alias in data}
+        return keys | {name: alias for name, alias in other.items() if name not in data}
 
 
 def refuse(key: str, got: object, expected: str, todo: str = "Correct the value.") -> NoReturn:
@@ -102,7 +116,8 @@ def _read(name: str, value: Any, kind: Any) -> Any:
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if not any(_fits(value, k) for k in kinds):
         refuse(name, repr(value), " or ".join(getattr(k, "__name__", str(k)) for k in kinds))
-    return value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if float in kinds and whole else _frozen(value)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -113,7 +128,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, int | float)
     if kind is tuple:
         return isinstance(value, list | tuple)
-    return isinstance(value, Mapping if kind is FrozenDict else kind)
+    return isinstance(value, kind)
 
 
 def _frozen(value: Any) -> Any:

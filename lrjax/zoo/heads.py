@@ -4,7 +4,6 @@ The encoder below is the one of ``body``, which gives hidden states, a pooled fi
 scores of the words by its own table.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +42,12 @@ class Head(nn.Module):
     @nn.nowrap
     def encoder(self) -> Any:
         """The encoder; its parameters stand under its published name."""
-        return self.body(self.config, self.pooled, self.scanned, name=self.names.body)
+        return self.body(self.config, self.pooled, **self._form(), name=self.names.body)
+
+    @nn.nowrap
+    def _form(self) -> dict[str, bool]:
+        # Shared layers have no scanned form.
+        return {"scanned": True} if self.scanned else {}
 
     @nn.nowrap
     def extras(self, encoder: Any, hidden: Float[Array, "batch length d"]) -> None:
@@ -56,7 +60,7 @@ class Head(nn.Module):
     @nn.nowrap
     def layout(self) -> Iterator[Tensor]:
         """The published checkpoint, tensor by tensor."""
-        body = self.body(self.config, self.pooled, self.scanned)
+        body = self.body(self.config, self.pooled, **self._form())
         yield from maps.under(body.layout(), f"{self.names.body}.", f"{self.names.body}/")
         if self.paired:
             yield from maps.dense(self.names.pairs, "pairs")
@@ -158,7 +162,7 @@ def build(
     Raises:
         CheckpointError: it names another one.
     """
-    named = json.loads(parsed.rest).get("architectures") or [body.architecture]
+    named = parsed.architectures or [body.architecture]
     one_of("architectures", named, ([name] for name in (body.architecture, *known)))
     parts = {part for name in tensors for part in name.split(".")}
     pooled = "pooler" in parts

@@ -27,6 +27,7 @@ BUFFERS = (
     ".rotary_emb.inv_freq",
     ".attn.bias",
     ".attn.masked_bias",
+    ".num_batches_tracked",
 )
 """Ends of names of tensors that files of the wild carry and that are no weights."""
 
@@ -169,8 +170,8 @@ def _params(model: Any, file: hf.Checkpoint, folder: Path) -> dict[str, Any]:
     fillers: dict[str, list[tuple[Tensor, str]]] = {}
     for tensor, name in _names(folder, file, tuple(model.layout()), shapes).items():
         entry, shape = file.entries[name], tensor.published(shapes[tensor.path].shape)
-        first = fillers.setdefault(tensor.path, [(tensor, name)])[0][1]
-        kinds = (file.entries[first].dtype.name,) if first != name else DTYPES
+        own = fillers.setdefault(tensor.path, [])
+        kinds = (file.entries[own[0][1]].dtype.name,) if own else DTYPES
         if entry.shape != shape or entry.dtype.name not in kinds:
             _fail(
                 f"{entry.file}, {name}",
@@ -178,8 +179,7 @@ def _params(model: Any, file: hf.Checkpoint, folder: Path) -> dict[str, Any]:
                 expected=f"shape {shape} by config.json, in {' or '.join(kinds)}",
                 todo="Check that config.json and the weights are of one model.",
             )
-        if first != name:
-            fillers[tensor.path].append((tensor, name))
+        own.append((tensor, name))
     leaves = {path: _leaf(file, shapes[path].shape, own) for path, own in fillers.items()}
     return unflatten_dict(leaves, sep="/")
 

@@ -87,12 +87,24 @@ def norm(name: str, path: str) -> Iterator[Tensor]:
     yield Tensor(f"{name}.bias", f"{path}/bias", aliases=(f"{name}.beta",))
 
 
+def scale(name: str, path: str) -> Iterator[Tensor]:
+    """A norm without a bias."""
+    yield Tensor(f"{name}.weight", f"{path}/scale")
+
+
+def gated(name: str, path: str, *, bias: bool, join: str = "/") -> Iterator[Tensor]:
+    """A gated MLP: gate, up and down."""
+    for kind in ("gate", "up", "down"):
+        yield from dense(f"{name}.{kind}_proj", f"{path}{join}{kind}", bias=bias)
+
+
 def under(layout: Iterable[Tensor], name: str, path: str) -> Iterator[Tensor]:
     """The layout of a submodule: ``name`` before every published name, ``path`` before paths."""
     for t in layout:
         aliases, copies = (tuple(name + other for other in ns) for ns in (t.aliases, t.copies))
-        renamed = dict(name=name + t.name, path=path + t.path, aliases=aliases, copies=copies)
-        yield dataclasses.replace(t, **renamed)
+        yield dataclasses.replace(
+            t, name=name + t.name, path=path + t.path, aliases=aliases, copies=copies
+        )
 
 
 def also(layout: Iterable[Tensor], *rules: tuple[str, str]) -> Iterator[Tensor]:

@@ -24,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def run(
-    block: Callable[[str], nn.Module],
+    block: Callable[[str, int], nn.Module],
     x: Array,
     *shared: Any,
     each: Sequence[Mapping[str, Any]],
@@ -33,7 +33,7 @@ def run(
     """X <- block_i(x, *shared, **each[i]) for every layer i; for use in a compact method.
 
     Args:
-        block: makes the block of the given name.
+        block: makes the block of the given name and index; that of index 0 is scanned.
         x: what flows through.
         *shared: further inputs of every block.
         each: what differs from block to block, numbers; its length is the depth.
@@ -41,7 +41,7 @@ def run(
     """
     if not scanned:
         for i, own in enumerate(each):
-            x = block(f"layer_{i}")(x, *shared, **own)
+            x = block(f"layer_{i}", i)(x, *shared, **own)
         return x
 
     def step(
@@ -57,7 +57,7 @@ def run(
         length=len(each),
     )
     owns = {key: jnp.asarray([own[key] for own in each]) for key in each[0]}
-    return scan(block("layers"), x, owns, shared)[0]
+    return scan(block("layers", 0), x, owns, shared)[0]
 
 
 def scan_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
     python tests/zoo/make_goldens.py            # needs torch, transformers and safetensors
 
+    python tests/zoo/make_goldens.py gpt2 vit   # only these
+
 Each golden is a tiny checkpoint of random weights, as ``transformers`` writes it, beside the inputs
 and outputs of its PyTorch model. Biases and norms are perturbed, so that no parameter is at its
 neutral value. ``minilm.npz`` holds what the published all-MiniLM-L6-v2 says of a few sentences.
@@ -12,6 +14,7 @@ import pathlib
 import sys
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -27,22 +30,211 @@ SENTENCES = (
 )
 
 
-def bert(name: str, **options) -> None:
+TEXT = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+}
+EXPERTS = {
+    "num_key_value_heads": 2,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+}
+IMAGE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 3,
+}
+GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 100.0,
+}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "rope_theta": 50.0,
+}
+
+T = transformers
+CASES = {
+    "bert_masked": (T.BertForMaskedLM, T.BertConfig(**TEXT)),
+    "bert_classes": (T.BertForSequenceClassification, T.BertConfig(**TEXT, num_labels=3)),
+    "albert": (
+        T.AlbertForMaskedLM,
+        T.AlbertConfig(**TEXT | {"num_hidden_layers": 4}, embedding_size=16, num_hidden_groups=2),
+    ),
+    "llama": (
+        T.LlamaForCausalLM,
+        T.LlamaConfig(**TEXT, num_key_value_heads=2, rope_parameters=LLAMA3),
+    ),
+    "llama_yarn": (
+        T.LlamaForCausalLM,
+        T.LlamaConfig(
+            **TEXT,
+            num_key_value_heads=2,
+            head_dim=12,
+            attention_bias=True,
+            mlp_bias=True,
+            tie_word_embeddings=True,
+            rope_parameters=YARN,
+        ),
+    ),
+    "mistral": (
+        T.MistralForCausalLM,
+        T.MistralConfig(**TEXT, num_key_value_heads=2, sliding_window=3),
+    ),
+    "qwen2": (
+        T.Qwen2ForCausalLM,
+        T.Qwen2Config(
+            **TEXT,
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            sliding_window=4,
+            max_window_layers=1,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "qwen3": (T.Qwen3ForCausalLM, T.Qwen3Config(**TEXT, num_key_value_heads=2, head_dim=12)),
+    "gemma2": (
+        T.Gemma2ForCausalLM,
+        T.Gemma2Config(
+            **TEXT, num_key_value_heads=2, head_dim=8, sliding_window=3, query_pre_attn_scalar=24
+        ),
+    ),
+    "gpt2": (T.GPT2LMHeadModel, T.GPT2Config(**GPT2)),
+    "mixtral": (
+        T.MixtralForCausalLM,
+        T.MixtralConfig(**TEXT, num_key_value_heads=2, num_local_experts=4),
+    ),
+    "qwen2_moe": (
+        T.Qwen2MoeForCausalLM,
+        T.Qwen2MoeConfig(
+            **TEXT, **EXPERTS, shared_expert_intermediate_size=20, mlp_only_layers=[0]
+        ),
+    ),
+    "qwen3_moe": (
+        T.Qwen3MoeForCausalLM,
+        T.Qwen3MoeConfig(**TEXT, **EXPERTS, head_dim=8, norm_topk_prob=True),
+    ),
+    "vit": (T.ViTForImageClassification, T.ViTConfig(**IMAGE)),
+    "deit": (T.DeiTForImageClassificationWithTeacher, T.DeiTConfig(**IMAGE, qkv_bias=False)),
+    "resnet": (
+        T.ResNetForImageClassification,
+        T.ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[2, 1], num_labels=3),
+    ),
+    "resnet_basic": (
+        T.ResNetModel,
+        T.ResNetConfig(
+            num_channels=1,
+            embedding_size=8,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            layer_type="basic",
+            downsample_in_first_stage=True,
+        ),
+    ),
+}
+
+
+def tiny(cls, config) -> torch.nn.Module:
+    """A model of random weights, none at its neutral value."""
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=24,
-        **options,
-    )
-    model = transformers.BertModel(config).eval()
+    model = cls(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            scale = 0.3 if parameter.ndim == 1 else 0.05
+            scale = 0.3 if parameter.ndim == 1 else 0.1
             parameter.add_(scale * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(0.3 * torch.randn_like(buffer))
+            elif name.endswith("running_var"):
+                buffer.mul_(0.5 + torch.rand_like(buffer))
+            elif name.endswith("num_batches_tracked"):
+                buffer.fill_(7)
+    return model
+
+
+def inputs(config, length=11) -> dict[str, np.ndarray]:
+    """Images, or token ids with padding on either side."""
+    rng = np.random.default_rng(0)
+    if hasattr(config, "num_channels"):
+        size = getattr(config, "image_size", 20)
+        return {"pixel_values": rng.normal(size=(2, config.num_channels, size, size))}
+    place = np.arange(length)
+    mask = [place < length, place < length - 4, place >= length - 6]
+    return {
+        "input_ids": rng.integers(1, config.vocab_size, (3, length)),
+        "attention_mask": np.stack(mask).astype(np.int64),
+    }
+
+
+def write(folder, cls, config, dtype=torch.float32, **saving) -> None:
+    """The checkpoint, and beside it what the reference says of some inputs."""
+    model = tiny(cls, config).to(dtype)
+    model.save_pretrained(folder, safe_serialization=True, **saving)
+    given = inputs(config)
+    with torch.no_grad():
+        tensors = {k: torch.from_numpy(v) for k, v in given.items()}
+        if "pixel_values" in tensors:
+            tensors["pixel_values"] = tensors["pixel_values"].to(dtype)
+        said = model(**tensors)
+    output = said.logits if hasattr(said, "logits") else said.last_hidden_state
+    given = {k: v.astype(np.float32 if v.dtype.kind == "f" else np.int32) for k, v in given.items()}
+    arrays = {**given, "output": output.float().numpy()}
+    np.savez_compressed(pathlib.Path(folder) / "golden.npz", **arrays)
+
+
+def recurrent(name: str, tied: bool) -> None:
+    """A word language model in PyTorch's own layout: it is no model of ``transformers``."""
+    torch.manual_seed(0)
+    words, width = 61, 24
+    encoder = torch.nn.Embedding(words, width if tied else 16)
+    kind = torch.nn.LSTM if name == "lstm" else torch.nn.GRU
+    rnn = kind(encoder.embedding_dim, width, 2, batch_first=True)
+    decoder = torch.nn.Linear(width, words)
+    if tied:
+        decoder.weight = encoder.weight
+    parts = {"encoder": encoder, "rnn": rnn, "decoder": decoder}
+    tensors = {f"{p}.{k}": v for p, m in parts.items() for k, v in m.state_dict().items()}
+    if tied:
+        del tensors["decoder.weight"]
+    folder = HERE / "goldens" / name
+    folder.mkdir(exist_ok=True)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    config = {
+        "model_type": name,
+        "vocab_size": words,
+        "embedding_size": encoder.embedding_dim,
+        "hidden_size": width,
+        "num_layers": 2,
+        "tie_word_embeddings": tied,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    ids = np.random.default_rng(0).integers(0, words, (3, 11))
+    with torch.no_grad():
+        output = decoder(rnn(encoder(torch.from_numpy(ids)))[0]).numpy()
+    mask = np.ones_like(ids, np.int32)
+    arrays = {"input_ids": ids.astype(np.int32), "attention_mask": mask, "output": output}
+    np.savez_compressed(folder / "golden.npz", **arrays)
+
+
+def bert(name: str, **options) -> None:
+    config = transformers.BertConfig(**TEXT, **options)
+    model = tiny(transformers.BertModel, config)
     folder = HERE / "goldens" / name
     model.save_pretrained(folder, safe_serialization=True)
 
@@ -90,6 +282,12 @@ def minilm() -> None:
 
 
 if __name__ == "__main__":
+    for name in sys.argv[1:] or CASES:
+        write(HERE / "goldens" / name, *CASES[name])
+    if sys.argv[1:]:
+        sys.exit()
+    recurrent("lstm", tied=False)
+    recurrent("gru", tied=True)
     bert("bert")
     bert("bert_tanh", hidden_act="gelu_new", layer_norm_eps=1e-5, type_vocab_size=3)
     minilm()

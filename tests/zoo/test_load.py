@@ -123,8 +123,8 @@ BAD = {
     "positions": (lambda t: None, {"position_embedding_type": "relative_key"}, "relative_key"),
     "head": (
         lambda t: None,
-        {"architectures": ["BertForQuestionAnswering"]},
-        "BertForQuestionAnswering",
+        {"architectures": ["BertForX"]},
+        "BertForX",
     ),
     "model": (
         lambda t: None,

@@ -1,0 +1,200 @@
+"""GPT-2, the decoder with learned positions (Radford et al. 2019), as published.
+
+Pre-norm blocks: x <- x + attention(norm(x)), x <- x + mlp(norm(x)). The published layout stores its
+matrices ``[in, out]`` and query, key and value side by side in one; here they are three layers, so
+that each may be factored in its own way.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lrjax.errors import ShapeError, message
+from lrjax.zoo import attention, names, stack
+from lrjax.zoo.config import Config, divides, one_of
+from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, LayerNorm
+from lrjax.zoo.names import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config(Config):
+    """The shape of a GPT-2, in the words of its ``config.json``; the defaults are the smallest."""
+
+    model_type: ClassVar[str] = "gpt2"
+    aliases: ClassVar[Mapping[str, str]] = {
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_positions": "max_position_embeddings",
+    }
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+    def check(self) -> None:
+        """Refuses what this decoder does not model."""
+        one_of("activation_function", self.activation_function, ACTIVATIONS)
+        one_of("add_cross_attention", self.add_cross_attention, (False,))
+        divides("n_head", self.n_head, "n_embd", self.n_embd)
+
+    def scale(self, layer: int) -> float:
+        """What the scores of a layer are multiplied with."""
+        root = (self.n_embd // self.n_head) ** -0.5 if self.scale_attn_weights else 1.0
+        return root / (layer + 1) if self.scale_attn_by_inverse_layer_idx else root
+
+
+class GPT2(nn.Module):
+    """Token ids -> the logits of the next token, at every place."""
+
+    architecture: ClassVar[str] = "GPT2LMHeadModel"
+    config: GPT2Config
+    scanned: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch length"],
+        attention_mask: Int[Array, "batch length"] | None = None,
+        position_ids: Int[Array, "#batch length"] | None = None,
+    ) -> Float[Array, "batch length vocab"]:
+        """The logits.
+
+        ``attention_mask`` is 1 at real tokens, 0 at padding, on either side; ``position_ids`` are
+        0, 1, 2, ... unless told. Both may be left out.
+        """
+        c, length = self.config, input_ids.shape[1]
+        if length > c.n_positions:
+            raise ShapeError(
+                message(
+                    path="input_ids",
+                    got=f"{length} tokens",
+                    expected=f"at most {c.n_positions}, the positions of this model",
+                    todo="Cut or split the text.",
+                )
+            )
+        positions = jnp.arange(length)[None] if position_ids is None else position_ids
+        embed = Embed(c.vocab_size, c.n_embd, name="embed")
+        x = embed(input_ids) + Embed(c.n_positions, c.n_embd, name="position")(positions)
+        x = stack.run(
+            lambda name, i: Block(c, name=name),
+            x,
+            attention.causal(length, attention_mask),
+            each=[{"scale": c.scale(i)} for i in range(c.n_layer)],
+            scanned=self.scanned,
+        )
+        x = LayerNorm(c.layer_norm_epsilon, name="norm")(x)
+        if c.tie_word_embeddings:
+            return embed.attend(x)
+        return Dense(c.vocab_size, use_bias=False, name="head")(x)
+
+    @nn.nowrap
+    def layout(self) -> Iterator[Tensor]:
+        """The published checkpoint, tensor by tensor."""
+        # The oldest files lack the prefix.
+        own = names.also(layout(self.config), (r"^transformer\.", ""))
+        return names.stacked(own) if self.scanned else own
+
+    @nn.nowrap
+    def example(self) -> tuple[Any, ...]:
+        """Inputs of the least size, from which the parameters' shapes follow."""
+        return (jnp.zeros((1, 1), jnp.int32),)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each normalised before and added to what went in."""
+
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d"],
+        visible: Bool[Array, "#batch length length"],
+        scale: float | Float[Array, ""],
+    ) -> Float[Array, "batch length d"]:
+        eps = self.config.layer_norm_epsilon
+        y = LayerNorm(eps, name="attention_norm")(x)
+        x = x + Attention(self.config, name="attention")(y, visible, scale)
+        return x + MLP(self.config, name="mlp")(LayerNorm(eps, name="mlp_norm")(x))
+
+
+class Attention(nn.Module):
+    """Causal attention, head by head."""
+
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length d"],
+        visible: Bool[Array, "#batch length length"],
+        scale: float | Float[Array, ""],
+    ) -> Float[Array, "batch length d"]:
+        d, heads = self.config.n_embd, self.config.n_head
+        q, k, v = (
+            Dense(d, name=name)(x).reshape(*x.shape[:-1], heads, d // heads)
+            for name in ("query", "key", "value")
+        )
+        return Dense(d, name="output")(attention.attend(q, k, v, visible, scale=scale))
+
+
+class MLP(nn.Module):
+    """Two layers with a non-linearity between, four times as wide unless told."""
+
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length d"]) -> Float[Array, "batch length d"]:
+        c = self.config
+        width = 4 * c.n_embd if c.n_inner is None else c.n_inner
+        hidden = ACTIVATIONS[c.activation_function](Dense(width, name="up")(x))
+        return Dense(c.n_embd, name="down")(hidden)
+
+
+def layout(c: GPT2Config) -> Iterator[Tensor]:
+    """The published checkpoint, tensor by tensor."""
+    tied = ("lm_head.weight",) if c.tie_word_embeddings else ()
+    yield from names.embed("transformer.wte", "embed", copies=tied)
+    yield from names.embed("transformer.wpe", "position")
+    for i in range(c.n_layer):
+        theirs, ours = f"transformer.h.{i}", f"layer_{i}"
+        for k, kind in enumerate(("query", "key", "value")):
+            fused, own = f"{theirs}.attn.c_attn", f"{ours}/attention/{kind}"
+            yield Tensor(f"{fused}.weight", f"{own}/kernel", part=(1, k, 3))
+            yield Tensor(f"{fused}.bias", f"{own}/bias", part=(0, k, 3))
+        for name, own in (
+            ("attn.c_proj", "attention/output"),
+            ("mlp.c_fc", "mlp/up"),
+            ("mlp.c_proj", "mlp/down"),
+        ):
+            yield Tensor(f"{theirs}.{name}.weight", f"{ours}/{own}/kernel")
+            yield Tensor(f"{theirs}.{name}.bias", f"{ours}/{own}/bias")
+        yield from names.norm(f"{theirs}.ln_1", f"{ours}/attention_norm")
+        yield from names.norm(f"{theirs}.ln_2", f"{ours}/mlp_norm")
+    yield from names.norm("transformer.ln_f", "norm")
+    if not c.tie_word_embeddings:
+        yield from names.dense("lm_head", "head", bias=False)
+
+
+def read(config: Mapping[str, Any], tensors: Collection[str]) -> GPT2:
+    """The model that a published ``config.json`` describes.
+
+    Raises:
+        CheckpointError: the config asks for what this file does not model.
+    """
+    parsed = GPT2Config.from_json(config)
+    one_of("architectures", parsed.architectures, (None, [GPT2.architecture]))
+    return GPT2(parsed)
