@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax.formats import Factored, LowRank, Network, Sum, register
+from tests.formats import blocks as grids
 from tests.formats import shared, sums, tensors
 
 
@@ -123,6 +124,16 @@ CASES = [
     Case("tokens", tensors.tokens, tensors.tokens_dense, streams=False),
     Case("kronecker", sums.kronecker, sums.kronecker_dense, edges=sums.KRONECKER_EDGES),
     Case("cp", sums.table, sums.cp_dense, edges=sums.CP_EDGES),
+    Case(
+        "block_low_rank",
+        grids.packed,
+        grids.packed_dense,
+        exact=grids.exactly_packed,
+        edges=grids.PACKED_EDGES,
+    ),
+    Case("monarch", grids.monarch, grids.monarch_dense, edges=grids.MONARCH_EDGES),
+    Case("blast", grids.blast, grids.blast_dense, edges=grids.BLAST_EDGES),
+    Case("hodlr", grids.hodlr, grids.hodlr_dense, edges=grids.HODLR_EDGES),
     Case("shared_basis", shared.shared_heads, shared.shared_heads_dense, edges=shared.EDGES),
     Case("low_rank_diagonal", shared.with_diagonal, shared.with_diagonal_dense),
 ]

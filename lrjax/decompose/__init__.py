@@ -1,5 +1,6 @@
 """Dense arrays to factored ones: specs, their options, and one solver a file."""
 
+from lrjax.decompose.block import BLAST, HODLR, BlockSVD, Monarch
 from lrjax.decompose.cp import CP
 from lrjax.decompose.kronecker import Kronecker
 from lrjax.decompose.nmf import NMF
@@ -12,13 +13,17 @@ from lrjax.decompose.tucker import Tucker
 from lrjax.decompose.weighted import Elements, WeightedLowRank
 
 __all__ = [
+    "BLAST",
     "CP",
     "EVBMF",
+    "HODLR",
     "NMF",
     "SVD",
+    "BlockSVD",
     "Elements",
     "Energy",
     "Kronecker",
+    "Monarch",
     "Options",
     "RankRule",
     "SharedBasis",

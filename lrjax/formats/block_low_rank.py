@@ -49,7 +49,7 @@ class BlockLowRank(Factored):
         return self.left.shape[-3], self.right.shape[-3]
 
     @property
-    def ranks(self) -> tuple[tuple[int, ...], ...]:
+    def block_ranks(self) -> tuple[tuple[int, ...], ...]:
         """The rank of each block [p, q]."""
         (p, q), width = self.grid, self.left.shape[-1]
         if self.slots is None:
@@ -59,6 +59,11 @@ class BlockLowRank(Factored):
             if slot >= 0:
                 found[slot // width, k // self.right.shape[-2]] += 1
         return tuple(map(tuple, found.tolist()))
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a block."""
+        return max(map(max, self.block_ranks))
 
     def networks(self) -> tuple[Network, ...]:
         """One network: left, the pattern of the slots, right."""
@@ -171,7 +176,7 @@ def _merged(net: Network, s: int, t: int) -> Network:
     return Network(net.operands, (rename(left), rename(right)), net.dims)
 
 
-def size(ranks: np.ndarray, m: int, n: int) -> int:
+def packed_size(ranks: np.ndarray, m: int, n: int) -> int:
     """Parameters of blocks m x n of these ranks, as they are packed."""
     p, q = ranks.shape
     widest, tallest = int(ranks.sum(1).max(initial=0)), int(ranks.sum(0).max(initial=0))

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from lrjax.formats.selection import Selection, as_array
 
 Label = Hashable
-Labelled = tuple[Array, tuple[int, ...]]
+Labelled = tuple[Any, tuple[int, ...]]
 
 # Above these operand counts the exact search (3^n and n 2^n states) gives way to the simpler one.
 EXACT_FLOPS = 9
@@ -282,7 +282,7 @@ def _array(x: Any) -> Any:
     return x if isinstance(x, jax.Array | Selection) else jnp.asarray(x)
 
 
-def _diagonal(x: Array, ls: tuple[int, ...]):
+def _diagonal(x: Any, ls: tuple[int, ...]):
     if len(set(ls)) == len(ls):
         return x, ls
     unique = tuple(dict.fromkeys(ls))

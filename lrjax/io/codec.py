@@ -19,10 +19,14 @@ from jax.tree_util import GetAttrKey, keystr
 
 from lrjax.errors import ArtefactError, message
 from lrjax.formats import (
+    BLAST,
     CP,
+    HODLR,
+    BlockLowRank,
     Diagonal,
     Kronecker,
     LowRank,
+    Monarch,
     SharedBasis,
     Sum,
     TensorTrain,
@@ -41,6 +45,10 @@ FORMATS: tuple[type, ...] = (
     TensorTrain,
     TokenTrain,
     Tucker,
+    BlockLowRank,
+    Monarch,
+    BLAST,
+    HODLR,
 )
 """The classes that load by name; a new format joins here."""
 
