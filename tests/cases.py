@@ -136,4 +136,5 @@ CASES = [
     Case("hodlr", grids.hodlr, grids.hodlr_dense, edges=grids.HODLR_EDGES),
     Case("shared_basis", shared.shared_heads, shared.shared_heads_dense, edges=shared.EDGES),
     Case("low_rank_diagonal", shared.with_diagonal, shared.with_diagonal_dense),
+    Case("low_rank_sparse", shared.with_sparse, shared.with_sparse_dense),
 ]

@@ -22,6 +22,7 @@ from lrjax.formats.network import Unsupported as Unsupported
 from lrjax.formats.parts import Sum as Sum
 from lrjax.formats.selection import Selection as Selection
 from lrjax.formats.shared_basis import SharedBasis as SharedBasis
+from lrjax.formats.sparse import Sparse as Sparse
 from lrjax.formats.tensor_train import TensorTrain as TensorTrain
 from lrjax.formats.token_train import TokenTrain as TokenTrain
 from lrjax.formats.tucker import Tucker as Tucker

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from lrjax.formats.choice import Choice, gather, scatter
 from lrjax.formats.selection import Selection, as_array
 
 Label = Hashable
@@ -111,11 +112,12 @@ def plan(
     out: tuple[int, ...],
     order: Order,
     activations: int,
-    free: tuple[tuple[int, int], ...] = (),
+    free: tuple[tuple[int, int, bool], ...] = (),
 ) -> Path:
     """The cheapest allowed sequence of pairwise contractions; a function of shapes alone.
 
-    `free` names operands that are selections, with the number of their output labels.
+    `free` names operands that are selections, with the number of their output labels, and whether
+    they are choices.
     """
     n = len(labels)
     if n == 1:
@@ -132,10 +134,14 @@ def plan(
         outside = set(out).union(*(labels[i] for i in range(n) if not mask >> i & 1))
         return frozenset(inside & outside)
 
-    sides = {1 << i: (frozenset(labels[i][:k]), frozenset(labels[i][k:])) for i, k in free}
+    cut = lambda i, k: (frozenset(labels[i][:k]), frozenset(labels[i][k:]))
+    sides = {1 << i: (*cut(i, k), choice) for i, k, choice in free}
 
     def moves(a: int, selection: int, mask: int) -> bool:
-        return selection in sides and _gathers(kept(a), *sides[selection], kept(mask)) != 0
+        if selection not in sides:
+            return False
+        outs, ins, choice = sides[selection]
+        return _gathers(kept(a), outs, ins, kept(mask), choice) != 0
 
     @functools.lru_cache(None)
     def best(mask: int) -> tuple[int, int, tuple[int, int] | None]:
@@ -166,13 +172,19 @@ def plan(
     return Path(tuple(steps), best(full)[0])
 
 
-def selections(operands: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-    """Which operands are selections, and how many output labels they have."""
-    return tuple((i, len(x.outs)) for i, x in enumerate(operands) if isinstance(x, Selection))
+def selections(operands: Sequence[Any]) -> tuple[tuple[int, int, bool], ...]:
+    """Which operands are selections or choices, and how many output labels they have."""
+    return tuple(
+        (i, len(x.outs), isinstance(x, Choice))
+        for i, x in enumerate(operands)
+        if isinstance(x, Selection | Choice)
+    )
 
 
-def _gathers(own: frozenset, outs: frozenset, ins: frozenset, keep: frozenset) -> int:
+def _gathers(own: frozenset, outs: frozenset, ins: frozenset, keep: frozenset, choice: bool) -> int:
     """1 if a selection moves input slots of an operand to output slots, -1 if back, else 0."""
+    if choice:  # output labels that the operand has, or that stay, are a batch of patterns
+        return -1 if not ins & own else 1 if ins <= own and not ins & keep else 0
     for first, second, way in ((ins, outs, 1), (outs, ins, -1)):
         if first <= own and not second & own and not first & keep:
             return way
@@ -218,8 +230,9 @@ def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], size
 def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype):
     """Contract two labelled arrays, summing the labels that are not in `keep`."""
     (x, la), (y, lb) = a, b
-    if isinstance(x, Selection) or isinstance(y, Selection):
-        moved = _move(b, a, keep) if isinstance(x, Selection) else _move(a, b, keep)
+    still = Selection | Choice
+    if isinstance(x, still) or isinstance(y, still):
+        moved = _move(b, a, keep) if isinstance(x, still) else _move(a, b, keep)
         if moved is not None:
             z, ls = moved
             return (z if out_dtype is None else cast(z, out_dtype)), ls
@@ -250,17 +263,36 @@ def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype)
 def _move(a: Labelled, b: Labelled, keep: set[int]) -> Labelled | None:
     """Contract an array with a selection by moving slots, where that is all it does."""
     (x, la), (selection, lb) = a, b
-    if isinstance(x, Selection):
+    if isinstance(x, Selection | Choice):
         return None
-    assert isinstance(selection, Selection)
     outs, ins = lb[: len(selection.outs)], lb[len(selection.outs) :]
-    way = _gathers(frozenset(la), frozenset(outs), frozenset(ins), frozenset(keep))
+    choice = isinstance(selection, Choice)
+    way = _gathers(frozenset(la), frozenset(outs), frozenset(ins), frozenset(keep), choice)
     if not way:
         return None
+    if choice:
+        return _choose(a, (selection, lb), keep, way)
     gone, new = (ins, outs) if way > 0 else (outs, ins)
     rest = tuple(k for k in la if k not in gone)
     x = _aligned(x, la, (*gone, *rest))
     return (selection.forward(x) if way > 0 else selection.backward(x)), (*new, *rest)
+
+
+def _choose(a: Labelled, b: Labelled, keep: set[int], way: int) -> Labelled:
+    """Contract an array with a choice: gather its inputs, or add up its outputs."""
+    (x, la), (choice, lb) = a, b
+    outs, ins = lb[: len(choice.outs)], lb[len(choice.outs) :]
+    rest = tuple(k for k in la if k not in lb)
+    axes = lambda labels: [outs.index(k) for k in labels]
+    if way > 0:
+        shared = tuple(k for k in outs if k in la)
+        return gather(_aligned(x, la, (*rest, *shared, *ins)), len(rest), axes(shared), choice), (
+            *rest,
+            *outs,
+        )
+    kept = tuple(k for k in outs if k in keep)
+    y = scatter(_aligned(x, la, (*rest, *outs)), len(rest), axes(kept), choice)
+    return y, (*rest, *kept, *ins)
 
 
 def _presum(x: Array, ls: tuple[int, ...], keep: set[int]):
@@ -279,7 +311,7 @@ def _aligned(x: Array, ls: tuple[int, ...], out: tuple[int, ...]) -> Array:
 
 
 def _array(x: Any) -> Any:
-    return x if isinstance(x, jax.Array | Selection) else jnp.asarray(x)
+    return x if isinstance(x, jax.Array | Selection | Choice) else jnp.asarray(x)
 
 
 def _diagonal(x: Any, ls: tuple[int, ...]):

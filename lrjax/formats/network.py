@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from lrjax.errors import ShapeError, message
+from lrjax.formats.choice import Choice
 from lrjax.formats.contract import promoted
 from lrjax.formats.selection import Selection, as_array
 
@@ -144,8 +145,14 @@ class Network:
         """
         if sum(label in group for group in self.dims) > 1:
             raise Unsupported("a cut through one of two dimensions that share a block label")
+
+        def one(x: Any, axis: int) -> Any:
+            if isinstance(x, Choice) and axis < len(x.outs):
+                return Choice(f(x.index, axis), x.ins)
+            return f(as_array(x, self.dtype), axis)
+
         operands = tuple(
-            f(as_array(x, self.dtype), ls.index(label)) if label in ls else x
+            one(x, ls.index(label)) if label in ls else x
             for x, ls in zip(self.operands, self.labels, strict=True)
         )
         return dataclasses.replace(self, operands=operands)

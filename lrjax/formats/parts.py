@@ -6,6 +6,7 @@ from typing import Any
 from lrjax.formats.factored import Factored, is_factored, register
 from lrjax.formats.layout import Layout, default_layout
 from lrjax.formats.network import Network
+from lrjax.formats.selection import Selection
 
 
 @register
@@ -16,9 +17,9 @@ class Sum(Factored):
     parts: tuple[Any, ...]
 
     def networks(self) -> tuple[Network, ...]:
-        """The networks of all parts."""
+        """The networks of all parts; a padded part's without its padding."""
         return tuple(
-            net
+            _cropped(net, part.shape)
             for part in self.parts
             for net in (part.networks() if is_factored(part) else (Network.of(part),))
         )
@@ -30,3 +31,14 @@ class Sum(Factored):
             if is_factored(part):
                 return part.layout
         return default_layout(self.shape)
+
+
+def _cropped(net: Network, shape: tuple[int, ...]) -> Network:
+    """The leading entries of every dimension, picked by a selection of merged indices."""
+    for axis, size in enumerate(shape):
+        if net.shape[axis] != size:
+            sizes, labels, new = net.sizes, net.dims[axis], net.fresh()
+            pick = Selection(tuple(range(size)), (size,), tuple(sizes[k] for k in labels))
+            dims = [*net.dims[:axis], (new,), *net.dims[axis + 1 :]]
+            net = net.with_operand(pick, (new, *labels)).with_dims(dims)
+    return net

@@ -17,6 +17,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from lrjax.formats.choice import Choice
+
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=[], meta_fields=["index", "outs", "ins"]
@@ -79,8 +81,8 @@ class Selection:
 
 
 def as_array(x: Any, dtype: Any) -> Any:
-    """An operand as an array, a selection written out."""
-    return x.dense(dtype) if isinstance(x, Selection) else x
+    """An operand as an array, a selection or choice written out."""
+    return x.dense(dtype) if isinstance(x, Selection | Choice) else x
 
 
 @functools.lru_cache(1024)

@@ -10,10 +10,11 @@ import numpy as np
 from jax import lax
 
 from lrjax.errors import ShapeError, message
+from lrjax.formats.choice import Choice
 from lrjax.formats.factored import is_factored
 from lrjax.formats.lazy import LazyArray, as_lazy
 from lrjax.formats.network import Network, Unsupported
-from lrjax.formats.selection import Selection
+from lrjax.formats.selection import Selection, as_array
 
 
 def transpose(w: Any, permutation: Sequence[int]) -> Any:
@@ -220,7 +221,8 @@ def stack(ws: Sequence[Any], axis: int = 0) -> Any:
         columns = list(zip(*(net.operands for net in nets), strict=True))
         alike = [isinstance(xs[0], Selection) for xs in columns]
         operands = tuple(
-            xs[0] if a else jnp.stack(xs) for xs, a in zip(columns, alike, strict=True)
+            xs[0] if a else jax.tree.map(lambda *leaves: jnp.stack(leaves), *xs)
+            for xs, a in zip(columns, alike, strict=True)
         )
         dims = nets[0].dims
         labels = tuple(
@@ -272,19 +274,26 @@ def _unstack(net: Network) -> tuple[list[Any], Any]:
     (label,) = net.dims[0]
     if any(label in group for group in net.dims[1:]):
         raise Unsupported("the stacked dimension shares a block label")
+    where = [ls.index(label) if label in ls else None for ls in net.labels]
+    # a choice among the entries themselves is written out; one in every entry is scanned as such
+    whole = [
+        x if k is None or (isinstance(x, Choice) and k < len(x.outs)) else as_array(x, net.dtype)
+        for x, k in zip(net.operands, where, strict=True)
+    ]
     scanned = [
-        jnp.moveaxis(x, ls.index(label), 0)
-        for x, ls in zip(net.operands, net.labels, strict=True)
-        if label in ls
+        jnp.moveaxis(x.index if isinstance(x, Choice) else x, k, 0)
+        for x, k in zip(whole, where, strict=True)
+        if k is not None
     ]
     labels = tuple(tuple(k for k in ls if k != label) for ls in net.labels)
 
     def rebuild(slices: Sequence[Any]) -> Network:
         moving = iter(slices)
-        operands = tuple(
-            next(moving) if label in ls else x
-            for x, ls in zip(net.operands, net.labels, strict=True)
-        )
-        return Network(operands, labels, net.dims[1:])
+        operands = []
+        for x, k in zip(whole, where, strict=True):
+            entry = x if k is None else next(moving)
+            chosen = k is not None and isinstance(x, Choice)
+            operands.append(Choice(entry, x.ins) if chosen else entry)
+        return Network(tuple(operands), labels, net.dims[1:])
 
     return scanned, rebuild

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lrjax.errors import ShapeError, message
+from lrjax.formats.choice import Choice
 from lrjax.formats.factored import Factored, abstract
 from lrjax.formats.selection import Selection
 
@@ -33,7 +34,7 @@ def sharding(w: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
         raise ShapeError(message(got=got, expected=f"{len(w.shape)} entries", todo=todo))
     leaves, treedef = jax.tree.flatten(abstract(w))
     views = [
-        (x, ls, net)
+        (x.index, ls[: len(x.outs)], net) if isinstance(x, Choice) else (x, ls, net)
         for net in jax.tree.unflatten(treedef, leaves).networks()
         for x, ls in zip(net.operands, net.labels, strict=True)
         if not isinstance(x, Selection)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lrjax.formats.choice import Choice
 from lrjax.formats.contract import contract
 from lrjax.formats.lazy import LazyArray, as_lazy
 from lrjax.formats.network import Network, Unsupported
@@ -92,7 +93,10 @@ def _lookup(
     operands, labels, active = [], [], []
     for x, ls in zip(net.operands, net.labels, strict=True):
         here = [(ls.index(k), i) for k, i in zip(group, at, strict=bool(group)) if k in ls]
-        if here:
+        found = _chosen(x, ls, here, rows, net.dtype) if here and isinstance(x, Choice) else None
+        if found is not None:
+            x, ls = found
+        elif here:
             x = as_array(x, net.dtype)
             rest = [d for d in range(x.ndim) if d not in [d for d, _ in here]]
             x = x.transpose([*(d for d, _ in here), *rest])
@@ -107,6 +111,26 @@ def _lookup(
         active.append(True)
     dims = (*net.dims[:axis], *((k,) for k in rows), *net.dims[axis + 1 :])
     return Network(tuple(operands), tuple(labels), dims), active
+
+
+def _chosen(x: Choice, ls, here, rows, dtype: Any) -> tuple[Any, tuple[int, ...]] | None:
+    """A choice looked up by some output axes, by all of its input axes, or both."""
+    count, own = len(x.outs), [(d, i) for d, i in here if d < len(x.outs)]
+    picked = sorted(((d, i) for d, i in here if d >= count), key=lambda di: di[0])
+    if picked and len(picked) != len(x.ins):
+        return None
+    rest = [d for d in range(count) if d not in [d for d, _ in own]]
+    index = x.index.transpose([*(d for d, _ in own), *rest])
+    if own:
+        index = index.at[tuple(i for _, i in own)].get(mode="promise_in_bounds")
+    found = Choice(index, x.ins)
+    labels = (*(rows if own else ()), *(ls[d] for d in rest))
+    if not picked:
+        return found, (*labels, *ls[count:])
+    number = functools.reduce(lambda n, di: n * x.ins[di[0] - count] + di[1], picked, 0)
+    number = jnp.expand_dims(number, [number.ndim + k for k in range(len(rest))])
+    chosen = found.number if own else found.number[(None,) * len(rows)]
+    return (chosen == number.astype(chosen.dtype)).astype(dtype), (*rows, *(ls[d] for d in rest))
 
 
 def _across(w: LazyArray, index: Array, axis: int) -> list[tuple[Network, list[bool]]] | Array:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax.formats import Diagonal, LowRank, SharedBasis, Sum
+from lrjax.formats import Diagonal, LowRank, SharedBasis, Sparse, Sum
 
 
 def normal(rng, *shape):
@@ -56,3 +56,24 @@ def with_diagonal(rng, *stack):
 def with_diagonal_dense(w, xp):
     low, part = w.parts
     return xp.einsum("...mr,...rn->...mn", low.left, low.right) + diagonal_dense(part, xp)
+
+
+def with_sparse(rng, *stack):
+    """Low rank and two of every twelve rows of each column."""
+    low = LowRank(normal(rng, *stack, 24, 2), normal(rng, *stack, 2, 40))
+    index = np.argsort(rng.random((*stack, 40, 2, 12)), -1)[..., :2]
+    sparse = Sparse(normal(rng, *stack, 40, 2, 2), jnp.asarray(index, jnp.float32), 12)
+    return Sum((low, sparse))
+
+
+def sparse_dense(w, xp):
+    """Entry by entry, through a table of ones and zeros."""
+    number = xp.asarray(w.index).astype(np.int32)
+    table = xp.eye(w.group, dtype=w.values.dtype)[number]
+    full = xp.einsum("...ngk,...ngki->...gin", w.values, table)
+    return full.reshape(*full.shape[:-3], -1, full.shape[-1])
+
+
+def with_sparse_dense(w, xp):
+    low, part = w.parts
+    return xp.einsum("...mr,...rn->...mn", low.left, low.right) + sparse_dense(part, xp)

@@ -15,7 +15,7 @@ from lrjax.linalg.info import Info, Status
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.stack import dot, over_stack, working
 from lrjax.linalg.tensor import to_unit
-from lrjax.linalg.whitening import solve_ridge, whiten
+from lrjax.linalg.whitening import solve_ridge, sqrt_psd, whiten
 
 SWEEPS = 20
 """Most sweeps of alternating least squares."""
@@ -23,8 +23,12 @@ SWEEPS = 20
 CG_STEPS = 8
 """Steps of conjugate gradients for one basis: a sweep only has to go down, not to finish."""
 
-RIDGE = 1e-7
-"""Relative ridge of the cores' normal equations: rounding, and no bias that float32 can hold."""
+RIDGE = 1e-7, 1e-3
+"""Relative ridges of the normal equations: one that float32 can hardly hold, and one that it can
+where rounding left a matrix indefinite."""
+
+DIM = 1e-6
+"""Eigenvalues below this share of the largest are rounding in float32."""
 
 
 class Bases(NamedTuple):
@@ -121,18 +125,20 @@ def start(w: Array, rows: Array | None, cols: Array | None, rank: tuple[int, int
 
 
 def pooled(w: Array, rows: Array | None, cols: Array | None) -> Float[Array, "m m"]:
-    """Directions A^-.5 u, u the eigenvectors of sum_s A^.5 W_s G_s W_s' A^.5, A = mean A_s."""
-    mean = None if rows is None else jnp.mean(rows, axis=0)
-    root, inverse = _roots(mean)
-    y = times(w, cols)
-    inner = jnp.einsum("smn,skn->mk", y, w, precision="highest")
-    if root is not None:
-        inner = root[:, None] * inner * root if root.ndim == 1 else dot(dot(root, inner), root)
-    vectors = jnp.linalg.eigh(inner)[1][:, ::-1]
-    vectors = fix_signs(vectors.T)[0].T
-    if inverse is None:
+    """Directions A^-.5 u, u the eigenvectors of A^.5 M A^.5, M = sum_s W_s G_s W_s', A = mean A_s.
+
+    As M A^.5 u / eigenvalue, which needs no inverse; zero where the eigenvalue is rounding.
+    """
+    root = None if rows is None else _root(jnp.mean(rows, axis=0))
+    inner = jnp.einsum("smn,skn->mk", times(w, cols), w, precision="highest")
+    half = inner if root is None else inner * root if root.ndim == 1 else dot(inner, root)
+    whole = half if root is None else root[:, None] * half if root.ndim == 1 else dot(root, half)
+    values, vectors = jnp.linalg.eigh(whole)
+    values, vectors = values[::-1], fix_signs(vectors[:, ::-1].T)[0].T
+    if root is None:
         return vectors
-    return inverse[:, None] * vectors if inverse.ndim == 1 else dot(inverse, vectors)
+    kept = values > DIM * values[0]
+    return jnp.where(kept, dot(half, vectors) / jnp.where(kept, values, 1), 0)
 
 
 def refit(w, rows, cols, left: Array | None, right: Array | None) -> Bases:
@@ -140,11 +146,11 @@ def refit(w, rows, cols, left: Array | None, right: Array | None) -> Bases:
     core = w
     if left is not None:
         weighted = weigh(rows, jnp.broadcast_to(left, (w.shape[0], *left.shape)))
-        core = solve_ridge(dot(left.T, weighted), dot(jnp.swapaxes(weighted, 1, 2), core), RIDGE)
+        core = _solve_normal(dot(left.T, weighted), dot(jnp.swapaxes(weighted, 1, 2), core))
     if right is not None:
         weighted = weigh(cols, jnp.broadcast_to(right.T, (w.shape[0], *right.T.shape)))
         target = jnp.swapaxes(dot(core, weighted), 1, 2)
-        core = jnp.swapaxes(solve_ridge(dot(right, weighted), target, RIDGE), 1, 2)
+        core = jnp.swapaxes(_solve_normal(dot(right, weighted), target), 1, 2)
     return Bases(left, right, core)
 
 
@@ -181,7 +187,7 @@ def _improve(left: Array, w: Array, rows, cols, images: Float[Array, "S r n"]) -
     weighted = jnp.swapaxes(times(images, cols), 1, 2)
     inner = dot(images, weighted)
     apply = lambda u: jnp.sum(weigh(rows, dot(u, inner)), axis=0)
-    _, inverse = _roots(None if rows is None else jnp.mean(rows, axis=0))
+    inverse = None if rows is None else _inverse_root(jnp.mean(rows, axis=0))
     total = jnp.sum(inner, axis=0)
 
     def precondition(x: Array) -> Array:
@@ -190,7 +196,7 @@ def _improve(left: Array, w: Array, rows, cols, images: Float[Array, "S r n"]) -
                 inverse[:, None] ** 2 * x if inverse.ndim == 1 else dot(inverse, dot(inverse, x))
             )
             x = squared
-        return solve_ridge(total, x.T, RIDGE).T
+        return _solve_normal(total, x.T).T
 
     residual = jnp.sum(weigh(rows, dot(w, weighted)), axis=0) - apply(left)
     z = precondition(residual)
@@ -232,13 +238,21 @@ def _unit(side: Array | None) -> tuple[Array | None, Array]:
     return jnp.where(usable, side / jnp.where(usable, peak, 1), 0), jnp.where(peak == 0, 1, peak)
 
 
-def _roots(mean: Array | None) -> tuple[Any, Any]:
-    if mean is None:
-        return None, None
+def _solve_normal(gram: Array, target: Array) -> Array:
+    """Normal equations with the first ridge that leaves them definite."""
+    first, second = (solve_ridge(gram, target, ridge) for ridge in RIDGE)
+    usable = jnp.all(jnp.isfinite(first), axis=(-2, -1), keepdims=True)
+    return jnp.where(usable, first, jnp.where(jnp.isfinite(second), second, 0))
+
+
+def _root(mean: Array) -> Array:
+    return sqrt_psd(mean) if mean.ndim == 2 else jnp.sqrt(jnp.maximum(mean, 0))
+
+
+def _inverse_root(mean: Array) -> Array:
     if mean.ndim == 2:
-        return whiten(mean)
-    root = jnp.sqrt(jnp.maximum(mean, 0))
-    return root, jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
+        return whiten(mean)[1]
+    return jnp.where(mean > 0, lax.rsqrt(jnp.where(mean > 0, mean, 1)), 0)
 
 
 def weigh(side: Array | None, x: Float[Array, "S d k"]) -> Array:

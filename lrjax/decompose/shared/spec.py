@@ -23,6 +23,10 @@ from lrjax.metrics import Metric
 LEVELS = 48
 """Thresholds tried for two bases."""
 
+RIDGES = 1e-5, 1e-2
+"""Relative ridges of the metric between basis vectors: they raise a predicted loss, never lower
+it; the second where rounding left the matrix indefinite."""
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SharedBasis(Spec):
@@ -200,13 +204,16 @@ def _explained(w: Array, rows: Array | None, cols: Array | None) -> Float[Array,
 
     def one(w: Array, a: Array | None, g: Array | None) -> Array:
         weighted = basis if a is None else a[:, None] * basis if a.ndim == 1 else dot(a, basis)
-        gram = dot(basis.T, weighted)
-        level = 1e-6 * jnp.trace(gram) / gram.shape[0]
+        gram, image = dot(basis.T, weighted), dot(weighted.T, w)
+        level = jnp.trace(gram) / gram.shape[0]
         level = jnp.where(level > 0, level, 1)
-        lower = jnp.linalg.cholesky(gram + level * jnp.eye(gram.shape[0], dtype=gram.dtype))
-        image = dot(weighted.T, w)
-        image = lax.linalg.triangular_solve(lower, image, left_side=True, lower=True)
-        shown = image if g is None else image * g if g.ndim == 1 else dot(image, g)
-        return jnp.sum(image * shown, axis=1)
 
-    return jnp.sum(over_stack(one, [w, rows, cols], core=2), axis=0)
+        def explained(ridge: float) -> Array:
+            lower = jnp.linalg.cholesky(gram + ridge * level * jnp.eye(len(gram), dtype=w.dtype))
+            z = lax.linalg.triangular_solve(lower, image, left_side=True, lower=True)
+            return jnp.sum(z * (z if g is None else z * g if g.ndim == 1 else dot(z, g)), axis=1)
+
+        first, second = (explained(ridge) for ridge in RIDGES)
+        return jnp.where(jnp.all(jnp.isfinite(first)), first, second)
+
+    return jnp.nan_to_num(jnp.sum(over_stack(one, [w, rows, cols], core=2), axis=0))

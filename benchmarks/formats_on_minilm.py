@@ -1,0 +1,183 @@
+"""Formats on a trained sentence encoder: a mixture by rules, each alone, the planner's choice.
+
+all-MiniLM-L6-v2 with its layers stacked, so that they may share bases. Every model keeps the same
+share of the encoder's matrices; the score is the mean cosine of held-out embeddings to the dense
+model's. Calibration and evaluation take different files of the standard library.
+
+    python benchmarks/formats_on_minilm.py [--keep 0.5] [--pairs 150] [--out results.json]
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from harness import machine, publish
+from rich.console import Console
+from rich.table import Table
+
+import lrjax as lr
+from lrjax.decompose import (
+    BLAST,
+    NMF,
+    SVD,
+    BlockSVD,
+    Kronecker,
+    SharedBasis,
+    Spec,
+    TensorTrain,
+    Tucker,
+)
+from lrjax.demo import corpus, weights
+from lrjax.demo.encode import Tokenizer, batches
+from lrjax.demo.evaluate import Task
+from lrjax.zoo import load, sentence_embedder
+from lrjax.zoo.stack import scan_layers
+
+KERNELS, WORDS = "encoder/**/kernel", "embeddings/word/embedding"
+HEADS = Tucker(modes=(384, 12, 32), smallest=2)  # d_model, heads, head_dim
+
+FORMATS: dict[str, Mapping[str, Spec]] = {
+    "SVD": {KERNELS: SVD()},
+    "Tucker": {"encoder/**/attention/*/kernel": HEADS, KERNELS: Tucker()},
+    "Kronecker": {KERNELS: Kronecker()},
+    "TensorTrain": {KERNELS: TensorTrain(count=2)},
+    "BlockSVD": {KERNELS: BlockSVD()},
+    "BLAST": {KERNELS: BLAST(sweeps=15)},
+    "SharedBasis": {KERNELS: SharedBasis()},
+    "semi-NMF": {KERNELS: NMF(iterations=60)},
+}
+MIXTURE: Mapping[str, Spec] = {
+    WORDS: BlockSVD(grid=(6, 1)),
+    "encoder/**/query/kernel": HEADS,
+    "encoder/**/key/kernel": SharedBasis(),
+    "encoder/**/value/kernel": TensorTrain(count=2),
+    "encoder/**/attention/output/kernel": BLAST(sweeps=15),
+    "encoder/**/up/kernel": Kronecker(),
+    "encoder/**/down/kernel": NMF(iterations=60),
+}
+
+
+def candidates() -> Mapping[str, tuple[Spec, ...]]:
+    """Every format for every kernel, SVD first: it is what stays where none helps."""
+    attention = "encoder/**/attention/*/kernel"
+    every = lambda glob: tuple(r.get(glob, r[KERNELS]) for r in FORMATS.values())
+    return {attention: every(attention), KERNELS: every(KERNELS)}
+
+
+class Bench:
+    """The encoder, what calibration saw, and the score of a compressed one."""
+
+    def __init__(self, pairs: int, calibration: int) -> None:
+        folder = weights.find()
+        model, self.params = scan_layers(*load(folder))
+        dense = sentence_embedder(model)
+        self.embed = jax.jit(lr.lift(dense))
+        given, held_out = corpus.split(corpus.read())
+        tokenize = Tokenizer(folder)
+        cut = lambda ps: tuple(
+            batches(tokenize([*(p.query for p in ps), *(p.document for p in ps)]))
+        )
+        self.task = Task(self.embed, cut(held_out[:pairs]), pairs)
+        self.stats = lr.calibrate(
+            lambda params, batch: dense(params, *batch),
+            self.params,
+            [(b.ids, b.mask) for b in cut(given[:calibration])],
+            mask=lambda batch: batch[1],
+            select=(KERNELS, WORDS),
+        )
+        self.reference = self.task.embeddings(self.params)
+
+    def run(self, name: str, rules: Any, keep: float) -> dict[str, Any]:
+        """Plan, compress and score; also what the plan predicted and the report measured."""
+        start = time.perf_counter()
+        budget = {glob: lr.Budget(keep=keep) for glob in (KERNELS, WORDS)}
+        chosen = lr.plan(self.params, rules, budget=budget, stats=self.stats)
+        planned = time.perf_counter()
+        small = jax.block_until_ready(lr.compress(self.params, chosen, self.stats))
+        solved = time.perf_counter()
+        found = self.task.embeddings(small)
+        cosine, recall = self.task.scores(found, self.reference)
+        report = lr.report(self.params, small, self.stats, chosen)
+        lost = {r.path: r.error for r in report.rows if r.format != "dense"}
+        return {
+            "name": name,
+            "cosine": cosine,
+            "recall@1": recall[1],
+            "keep": chosen.keep,
+            "bytes": lr.cost(small).bytes,
+            "loss": sum(lost.values()),
+            "predicted": sum(e.relative_loss for e in chosen.factored),
+            "formats": {r.path: f"{r.format} {r.ranks}" for r in report.rows},
+            "reasons": {e.path: e.reason for e in chosen.entries},
+            "plan_s": planned - start,
+            "solve_s": solved - planned,
+            "total_s": time.perf_counter() - start,
+            "params": small,
+            "plan": chosen,
+        }
+
+
+def main() -> None:
+    """Run, print, and publish."""
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
+    args.add_argument("--keep", type=float, default=0.5)
+    args.add_argument("--pairs", type=int, default=120)
+    args.add_argument("--calibration", type=int, default=64)
+    args.add_argument("--only", nargs="*", help="names of the models to run")
+    args.add_argument("--out", type=Path)
+    given = args.parse_args()
+    console, begin = Console(width=160), time.perf_counter()
+    bench = Bench(given.pairs, given.calibration)
+    console.print(
+        f"calibrated on {int(bench.stats.tokens)} tokens, {time.perf_counter() - begin:.0f} s"
+    )
+    wanted: dict[str, Any] = {"mixture": MIXTURE, **FORMATS, "chosen": candidates()}
+    rows = []
+    for name, rules in wanted.items():
+        if given.only and name not in given.only:
+            continue
+        row = bench.run(name, rules, given.keep)
+        if name == "mixture":
+            row["reloads"] = reloads(bench, row)
+        console.print(f"{name}: cosine {row['cosine']:.4f}, {row['total_s']:.0f} s")
+        if name in ("mixture", "chosen"):
+            console.print(str(row["plan"]), soft_wrap=True)
+        rows.append({k: v for k, v in row.items() if k not in ("params", "plan")})
+    show(console, rows)
+    seconds = time.perf_counter() - begin
+    publish({"machine": machine(), "keep": given.keep, "rows": rows, "seconds": seconds}, given.out)
+
+
+def reloads(bench: Bench, row: dict[str, Any]) -> bool:
+    """Whether the artefact of mixed formats, read back, embeds a batch to the same bits."""
+    first = bench.task.batches[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        lr.save(Path(scratch) / "model", row["params"], plan=row["plan"])
+        again = lr.load(Path(scratch) / "model")
+    same = [
+        np.asarray(bench.embed(p, first.ids, first.mask)) for p in (row["params"], again.params)
+    ]
+    return bool(np.array_equal(*same)) and again.plan == row["plan"]
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The table: the score of every model."""
+    names = ("name", "cosine", "recall@1", "keep", "loss", "predicted", "plan_s", "solve_s")
+    table = Table(*names)
+    for row in rows:
+        form = lambda v: v if isinstance(v, str) else f"{v:.4g}"
+        table.add_row(*(form(row[k]) for k in names))
+    console.print(table)
+    alone = [r["cosine"] for r in rows if r["name"] in FORMATS]
+    chosen = [r["cosine"] for r in rows if r["name"] == "chosen"]
+    if alone and chosen:
+        console.print(f"chosen {chosen[0]:.4f}, best single format {max(alone):.4f}")
+
+
+if __name__ == "__main__":
+    main()
