@@ -133,6 +133,7 @@ CASES = [
     ),
     Case("monarch", grids.monarch, grids.monarch_dense, edges=grids.MONARCH_EDGES),
     Case("blast", grids.blast, grids.blast_dense, edges=grids.BLAST_EDGES),
+    Case("permuted", grids.permuted, grids.permuted_dense),
     Case("hodlr", grids.hodlr, grids.hodlr_dense, edges=grids.HODLR_EDGES),
     Case("shared_basis", shared.shared_heads, shared.shared_heads_dense, edges=shared.EDGES),
     Case("low_rank_diagonal", shared.with_diagonal, shared.with_diagonal_dense),

@@ -1,6 +1,6 @@
 """Dense arrays to factored ones: specs, their options, and one solver a file."""
 
-from lrjax.decompose.block import BLAST, HODLR, BlockSVD, Monarch
+from lrjax.decompose.block import BLAST, HODLR, BlockSVD, Monarch, Reordered
 from lrjax.decompose.cp import CP
 from lrjax.decompose.kronecker import Kronecker
 from lrjax.decompose.nmf import NMF
@@ -26,6 +26,7 @@ __all__ = [
     "Monarch",
     "Options",
     "RankRule",
+    "Reordered",
     "SharedBasis",
     "Spec",
     "TensorTrain",

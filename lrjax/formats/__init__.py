@@ -20,6 +20,7 @@ from lrjax.formats.monarch import Monarch as Monarch
 from lrjax.formats.network import Network as Network
 from lrjax.formats.network import Unsupported as Unsupported
 from lrjax.formats.parts import Sum as Sum
+from lrjax.formats.permuted import Permuted as Permuted
 from lrjax.formats.selection import Selection as Selection
 from lrjax.formats.shared_basis import SharedBasis as SharedBasis
 from lrjax.formats.sparse import Sparse as Sparse

@@ -172,7 +172,10 @@ def _merged(net: Network, s: int, t: int) -> Network:
     p, q = left[-4], right[-4]
     r = left[-1]
     names = {s: q, t: p, right[-2]: r}
-    rename = lambda ls: tuple(names.get(k, k) for k in ls)
+
+    def rename(ls: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(names.get(k, k) for k in ls)
+
     return Network(net.operands, (rename(left), rename(right)), net.dims)
 
 

@@ -27,6 +27,7 @@ from lrjax.formats import (
     Kronecker,
     LowRank,
     Monarch,
+    Permuted,
     SharedBasis,
     Sparse,
     Sum,
@@ -51,6 +52,7 @@ FORMATS: tuple[type, ...] = (
     Monarch,
     BLAST,
     HODLR,
+    Permuted,
 )
 """The classes that load by name; a new format joins here."""
 

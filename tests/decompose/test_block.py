@@ -9,8 +9,8 @@ import pytest
 
 import lrjax as lr
 from lrjax import ops
-from lrjax.decompose import BLAST, HODLR, BlockSVD, Monarch, solve, spec_from_json
-from lrjax.decompose.block import blast, block_low_rank, hodlr, monarch, share
+from lrjax.decompose import BLAST, HODLR, BlockSVD, Monarch, Reordered, solve, spec_from_json
+from lrjax.decompose.block import blast, block_low_rank, hodlr, monarch, seriate, share
 from lrjax.errors import RankError, ShapeError
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Status
@@ -306,6 +306,36 @@ def test_dimensions_of_heads_and_stacked_layers():
     assert f.shape == w.shape
     one, _ = solve(BlockSVD((2, 1, 0, 3), (2, 2)), jnp.asarray(w[1].reshape(24, 32)))
     np.testing.assert_allclose(f.densify()[1].reshape(24, 32), one.densify(), atol=1e-4)
+
+
+def test_an_order_recovers_a_shuffled_kernel(tmp_path):
+    shuffle = lambda seed, size: np.random.default_rng(seed).permutation(size)
+    clean = kernel(M, N)
+    w = jnp.asarray(clean[shuffle(1, M)][:, shuffle(2, N)])
+    rows, cols = seriate(np.asarray(w))
+    spec = HODLR((2, 2))
+    plan = lr.plan({"w": w}, {"w": Reordered(spec, rows, cols)})
+    f = lr.compress({"w": w}, plan)["w"].validate()
+    plain, shuffled = (float(solve(spec, x)[1].residual) for x in (jnp.asarray(clean), w))
+    ours = loss(w, f)
+    assert ours < 0.4 * shuffled
+    np.testing.assert_allclose(ours, plain, rtol=0.3)
+    assert ops.cost(f) == ops.cost(f.weight)
+    x = normal(3, 5, M)
+    np.testing.assert_allclose(x @ f, x @ np.asarray(f.densify()), atol=1e-4)
+    lr.save(tmp_path / "a", {"w": f}, plan=plan)
+    back = lr.load(tmp_path / "a")
+    assert (back.plan, back.params["w"].rows) == (plan, rows)
+
+
+def test_an_order_moves_the_metric_too():
+    w, sides = normal(6, M, N), (np.abs(normal(7, M)) ** 3, psd(8, N))
+    rows = tuple(np.random.default_rng(0).permutation(M).tolist())
+    spec = Reordered(BlockSVD((3,) * 8, (2, 4)), rows)
+    f, info = solve(spec, jnp.asarray(w), metric=metric_of(*sides))
+    np.testing.assert_allclose(info.residual, loss(w, f, *sides), rtol=1e-3)
+    same = Reordered(BlockSVD((3,) * 8, (2, 4)), tuple(range(M)))
+    assert abs(loss(w, solve(same, jnp.asarray(w))[0]) - loss(w, solve(same.inner, w)[0])) < 1e-3
 
 
 # ---- edges -------------------------------------------------------------------------------------

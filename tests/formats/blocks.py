@@ -1,11 +1,13 @@
 """Block formats for the laws, and what they mean."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from lrjax.formats.blast import BLAST
 from lrjax.formats.block_low_rank import BlockLowRank
 from lrjax.formats.hodlr import HODLR
 from lrjax.formats.monarch import Monarch
+from lrjax.formats.permuted import Permuted
 from tests.formats.tensors import generator, normal
 
 RANKS = ((2, 0, 1, 3), (1, 4, 0, 0))
@@ -88,6 +90,18 @@ def hodlr_dense(w, xp):
     return half(0, 0)
 
 
+ROWS = tuple(np.random.default_rng(5).permutation(24).tolist())
+COLS = tuple(np.random.default_rng(6).permutation(40).tolist())
+
+
+def permuted(rng, *stack):
+    return Permuted(blast(rng, *stack), ROWS, COLS)
+
+
+def permuted_dense(w, xp):
+    return blast_dense(w.weight, xp)[..., np.argsort(ROWS), :][..., np.argsort(COLS)]
+
+
 PACKED_EDGES = (
     lambda: packed(generator(), ranks=((1, 1), (1, 1), (1, 1)), m=7, n=11),
     lambda: packed(generator(), ranks=((0, 2, 1),), m=1, n=7),
@@ -115,5 +129,5 @@ def exactly_packed(w, grid=(2, 4)):
     *stack, rows, cols = x.shape
     p, q = grid
     x = x.reshape(*stack, p, rows // p, q, cols // q).swapaxes(-3, -2)
-    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    u, s, vt = jnp.linalg.svd(jnp.asarray(x), full_matrices=False)
     return BlockLowRank.pack(u * s[..., None, :], vt, [[s.shape[-1]] * q] * p)

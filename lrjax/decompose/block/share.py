@@ -34,8 +34,8 @@ def ladder(energy: np.ndarray, tile: int = 1) -> list[np.ndarray]:
 
 def filled(energy: np.ndarray, ranks: np.ndarray, tile: int = 1) -> np.ndarray:
     """Further terms, largest first, for the slots that these ranks leave empty."""
-    room = [-(-int(ranks.sum(axis).max()) // tile) * tile for axis in (1, 0)]
-    return _greedy(energy, *room, ranks)
+    width, height = (-(-int(ranks.sum(axis).max()) // tile) * tile for axis in (1, 0))
+    return _greedy(energy, width, height, ranks)
 
 
 def capped(energy: np.ndarray, rank: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The block specs: which grid, which ranks, and the options that the planner compares."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -65,7 +66,7 @@ class BlockSVD(Spec):
     def measure(self, w: Array, metric: Metric) -> Array:
         """Singular values of all blocks of each candidate grid, whitened, [*S, g, p q, k]."""
         grids = self._grids(w.shape[-2:])
-        values = [_each(w, metric, lambda *a, g=g: blocks.spectra(*a, g)) for g in grids]
+        values = [_each(w, metric, functools.partial(blocks.spectra, grid=g)) for g in grids]
         return _padded([with_total(_flat(v), metric.loss(w), 2) for v in values], w)
 
     def options(
@@ -136,7 +137,7 @@ class Monarch(Spec):
             return jnp.sqrt(jnp.sum(found**2, axis=(0, 1)))
 
         grids = self._grids(w.shape[-2:])
-        found = [_each(w, metric, lambda *a, g=g: values(*a, g)) for g in grids]
+        found = [_each(w, metric, functools.partial(values, grid=g)) for g in grids]
         return _padded([with_total(v, metric.loss(w), 1) for v in found], w)
 
     def options(
@@ -187,8 +188,8 @@ class BLAST(Spec):
         grid = self._grid(w.shape[-2:])
         if grid is None:
             return working(w)
-        white = _each(w, metric, lambda *a: join(blocks.whitened(*a, grid)))
-        return with_total(white, metric.loss(w), 2)
+        white = _each(w, metric, functools.partial(blocks.whitened, grid=grid))
+        return with_total(join(white), metric.loss(w), 2)
 
     def options(
         self, shape: Sequence[int], dtype: Any, layout: Layout, spectrum: np.ndarray
@@ -251,7 +252,7 @@ class HODLR(Spec):
         levels = max(self._depths(w.shape[-2:]), default=0)
         if not levels:
             return jnp.zeros((*w.shape[:-2], 1, 1))
-        return _each(w, metric, lambda *a: level_spectra(*a, levels))
+        return _each(w, metric, functools.partial(level_spectra, levels=levels))
 
     def options(
         self, shape: Sequence[int], dtype: Any, layout: Layout, spectrum: np.ndarray
