@@ -10,6 +10,7 @@ FLOOR = 1e-6
 """Relative floor of the weights of rows and columns: one without any weight still has factors."""
 
 
+@jax.jit
 def separable_sides(
     f: Float[Array, "*S m n"],
 ) -> tuple[Float[Array, "*S m"], Float[Array, "*S n"]]:
