@@ -14,7 +14,7 @@ from lrjax import trees
 from lrjax.calibrate import Stats
 from lrjax.decompose import SVD, Spec, solve
 from lrjax.errors import ShapeError, StatsError, message
-from lrjax.formats import LowRank
+from lrjax.formats import LowRank, Sum
 from lrjax.formats.layout import low_rank
 from lrjax.linalg import Info, Status
 from lrjax.metrics import Frobenius, Metric
@@ -129,7 +129,8 @@ def _job(entry: Entry, leaves: dict[str, Any], stats: Stats | None) -> _Job:
 
 def _solve(batch: list[_Job], real: int, key: jax.Array) -> Iterator[tuple[_Job, _Solution]]:
     """The solution of each job, from one solve at a rank that covers all."""
-    ranks = [getattr(job.spec, "rank", 0) for job in batch]
+    own = (getattr(job.spec, "rank", 0) for job in batch)
+    ranks = [rank if isinstance(rank, int) else 0 for rank in own]  # a matrix has one
     family, shape = batch[0].family, batch[0].bound.matrix.shape
     spec = batch[0].spec
     if isinstance(spec, SVD):
@@ -181,6 +182,8 @@ def _cut(factors: Any, job: _Job) -> Any:
         rank = job.spec.rank if isinstance(job.spec, SVD) else factors.rank
         left, right = factors.left[..., :rank], factors.right[..., :rank, :]
         return low_rank(left, right, layout, shape)
+    if isinstance(factors, Sum):
+        return Sum(tuple(_cut(part, job) for part in factors.parts))
     stack, rows, cols = layout.resolve(len(shape))
     order = tuple((*rows, *cols).index(d) for d in range(len(stack), len(shape)))
     if {"rows", "cols", "order"} <= {f.name for f in dataclasses.fields(factors)}:

@@ -10,7 +10,7 @@ import numpy as np
 from lrjax import trees
 from lrjax.calibrate import Stats
 from lrjax.errors import ShapeError, message
-from lrjax.formats import LowRank, is_factored
+from lrjax.formats import LowRank, Sum, is_factored
 from lrjax.formats.layout import Layout, default_layout, matricize
 from lrjax.lift import UseKind
 from lrjax.metrics import Frobenius, Kind, Metric, default_kind
@@ -170,7 +170,7 @@ def _row(
     row = Row(
         path=path,
         shape=tuple(w.shape),
-        format=type(new).__name__ if is_factored(new) else "dense",
+        format=_format(new),
         ranks=_ranks(new),
         params=kept.params,
         bytes=kept.bytes,
@@ -238,7 +238,16 @@ def _measure(w: jax.Array, rebuilt: jax.Array, metric: Metric) -> tuple[jax.Arra
     return lost, metric.loss(w), metric.spectrum(w)
 
 
+def _format(w: Any) -> str:
+    """Class of a factored weight, of a sum those of its parts."""
+    if isinstance(w, Sum):
+        return " + ".join(map(_format, w.parts))
+    return type(w).__name__ if is_factored(w) else "dense"
+
+
 def _ranks(w: Any) -> tuple[int, ...]:
+    if isinstance(w, Sum):
+        return tuple(r for part in w.parts for r in _ranks(part))
     rank = getattr(w, "ranks", None) or getattr(w, "rank", None)
     if rank is None:
         return ()

@@ -5,6 +5,7 @@ from lrjax.decompose.cp import CP
 from lrjax.decompose.kronecker import Kronecker
 from lrjax.decompose.nmf import NMF
 from lrjax.decompose.rank_rule import EVBMF, Energy, RankRule
+from lrjax.decompose.residual import LowRankDiagonal, LowRankSparse
 from lrjax.decompose.shared import SharedBasis
 from lrjax.decompose.spec import Options, Spec, solve, spec_from_json
 from lrjax.decompose.svd import SVD
@@ -23,6 +24,8 @@ __all__ = [
     "Elements",
     "Energy",
     "Kronecker",
+    "LowRankDiagonal",
+    "LowRankSparse",
     "Monarch",
     "Options",
     "RankRule",

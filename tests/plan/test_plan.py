@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrjax.calibrate import Probes, calibrate
+from lrjax.calibrate import Probes, Stats, calibrate
 from lrjax.compress import compress
-from lrjax.decompose import SVD, Options, Spec
+from lrjax.decompose import SVD, Kronecker, Options, SharedBasis, Spec, TensorTrain, Tucker
 from lrjax.errors import ArtefactError, BudgetError, RankError, RuleError, ShapeError, StatsError
 from lrjax.formats import LowRank
 from lrjax.formats.layout import Layout
-from lrjax.lift import Use, UseKind, WeightUse
+from lrjax.lift import Usage, Use, UseKind, WeightUse
+from lrjax.metrics import Moments
 from lrjax.ops import densify
 from lrjax.plan import Budget, Global, Plan, Uniform, plan
 
@@ -331,3 +332,92 @@ class TestMistakes:
     def test_malformed_budgets(self, limits):
         with pytest.raises(BudgetError):
             Budget(**limits)
+
+
+class TestCandidates:
+    """Several formats for one weight: compared by what they lose, at one cost, in words."""
+
+    def test_the_format_of_the_planted_structure_wins_and_the_reason_says_over_what(self):
+        rng = np.random.default_rng(0)
+        terms = [(rng.normal(size=(4, 6)), rng.normal(size=(6, 5))) for _ in range(2)]
+        noise = 0.05 * rng.normal(size=(24, 30))
+        params = {
+            "kron": jnp.asarray(sum(np.kron(a, b) for a, b in terms) + noise, jnp.float32),
+            "low": matrix(rng, 24, 30, 2.0),
+            "flat": matrix(rng, 24, 30, 0.0),
+        }
+        rules = {"*": [SVD(), Kronecker(), SharedBasis()]}
+        p = plan(params, rules, budget=Budget(keep=0.6), allocation=Global())
+        assert type(p["kron"].spec) is Kronecker
+        assert "least loss: loss of SVD" in p["kron"].reason
+        assert type(p["low"].spec) is SVD
+        assert "none helps, stays SVD" in p["low"].reason
+        assert "Kronecker" in p["low"].reason
+        assert "SharedBasis: got shape" in p["low"].reason
+        assert p["flat"].spec is None
+        assert "none of the candidates helps" in p["flat"].reason
+        small = compress(params, p)
+        for e in p.factored:
+            w, found = np.asarray(params[e.path]), np.asarray(densify(small[e.path]))
+            np.testing.assert_allclose(np.sum((w - found) ** 2), e.loss, rtol=0.05, atol=1e-4)
+        assert Plan.from_json(json.loads(json.dumps(p.to_json()))) == p
+
+    def test_trials_correct_what_bounds_overrate(self):
+        """The sum of a Tucker form's tails is up to twice what it loses."""
+        rng = np.random.default_rng(1)
+        params = {"w": matrix(rng, 40, 24, 0.3)}
+        rules, spec = {"w": [Tucker(smallest=1), Kronecker(shape=(40, 1))]}, Tucker(smallest=1)
+        budget = Budget(keep=0.4)
+        bound = plan(params, rules, budget=budget, trials=False)
+        tried = plan(params, rules, budget=budget)
+        assert type(bound["w"].spec) is type(tried["w"].spec) is type(spec)
+        found = np.asarray(densify(compress(params, tried)["w"]))
+        lost = np.sum((np.asarray(params["w"]) - found) ** 2)
+        assert lost <= bound["w"].loss * 1.001
+        assert abs(tried["w"].loss - lost) < abs(bound["w"].loss - lost)
+        np.testing.assert_allclose(tried["w"].loss, lost, rtol=0.15)
+
+    def test_tiles_round_what_is_a_rank_in_each_format(self):
+        rng = np.random.default_rng(2)
+        w = matrix(rng, 64, 48, 0.5)
+        for spec in (Kronecker(), Tucker(), TensorTrain(count=2), SVD()):
+            p = plan({"w": w}, {"w": spec}, budget=Budget(keep=0.7), tile=4)
+            ranks = np.atleast_1d(p["w"].spec.rank)
+            full = (64, 48)
+            assert all(r % 4 == 0 or r in full for r in ranks), spec
+        stack = jnp.stack([w] * 3)
+        u = {"w": use("w", Layout((1,), (2,)), (3, 64, 48))}
+        p = plan({"w": stack}, {"w": SharedBasis()}, budget=Budget(keep=0.5), tile=8, usage=u)
+        assert all(r % 8 == 0 or r in (64, 48) for r in p["w"].spec.rank)
+
+    def test_a_fixed_rank_above_break_even_is_taken_where_the_spec_allows_it(self, params):
+        spec = SVD(rank=20, allow_above_break_even=True)
+        p = plan(params, {"a/kernel": spec})
+        assert p["a/kernel"].spec.rank == 20
+        p = plan(
+            params,
+            {"a/kernel": spec, "**/kernel": SVD()},
+            budget=Budget(keep=0.8),
+            allocation=Global(),
+        )
+        assert p["a/kernel"].spec.rank == 20
+        small = compress(params, p)
+        assert small["a"]["kernel"].rank == 20
+        p = plan(params, {"a/kernel": [spec, Kronecker()]}, budget=Budget(keep=1.0))
+        assert p["a/kernel"].params <= 40 * 24
+
+    def test_entries_that_see_few_tokens_count_little_in_every_format(self):
+        """Two equal weights, one used by a tenth of the tokens: its loss is a tenth."""
+        rng = np.random.default_rng(3)
+        w = matrix(rng, 24, 30, 0.5)
+        params = {"often": w, "seldom": w}
+        moments = lambda n: Moments(jnp.float32(n), None, jnp.eye(24))
+        args = (UseKind.DOT, (0,), (1,), ())
+        one = lambda k: Use(*args, f"x:{k}", f"g:{k}", (24, 30), "dot_general", "model.py:1 (f)")
+        uses = {k: WeightUse(k, (24, 30), "float32", Layout((0,), (1,)), (one(k),)) for k in params}
+        inputs = {"x:often": moments(100), "x:seldom": moments(10)}
+        stats = Stats(inputs, {}, jnp.float32(1), Usage(uses))
+        for spec in (SVD(rank=4), Kronecker(2, (6, 5))):
+            p = plan(params, {"*": spec}, stats=stats)
+            np.testing.assert_allclose(0.1 * p["often"].loss, p["seldom"].loss, rtol=1e-3)
+            np.testing.assert_allclose(0.1 * p["often"].total, p["seldom"].total, rtol=1e-3)
