@@ -32,9 +32,9 @@ def alternate(
 ) -> tuple[Any, Any, Info]:
     """Factors and a part near W: min tr(D' rows D cols), D = W - left right - part.
 
-    Starts with either; in turn: the truncated SVD of W - part under the metric, which is optimal, and the part of what
-    is left (GoDec: Zhou and Tao, 2011, with a metric). Where the part's fit is optimal too the loss
-    never rises; where it is not the best of all turns comes back.
+    In turn: the truncated SVD of W - part under the metric, which is optimal, and the part of what
+    is left (GoDec: Zhou and Tao, 2011, with a metric); the better of both beginnings. Where the
+    part's fit is optimal too the loss never rises; else the best of all turns comes back.
 
     Args:
       w: matrices W.
@@ -64,7 +64,7 @@ def alternate(
             part = fit(rest, rows, cols, part)
             return (left, right, part), loss(rest - dense(part), rows, cols)
 
-        # Low rank takes outliers for directions, and the part directions for outliers: either first.
+        # Either may take for its own what is the other's, so both get to be first.
         starts = turn(None), turn(fit(w, rows, cols, None))
         better = starts[1][1] < starts[0][1]
         first, value = jax.tree.map(lambda a, b: jnp.where(better, b, a), *starts)
