@@ -9,6 +9,7 @@ print(lr.report(params, factored, stats))
 ```
 """
 
+from lrjax import formats as formats
 from lrjax import io as io
 from lrjax import linalg as linalg
 from lrjax import metrics as metrics
@@ -20,7 +21,21 @@ from lrjax.calibrate import Stats as Stats
 from lrjax.calibrate import calibrate as calibrate
 from lrjax.compress import compress as compress
 from lrjax.compress import compress_with_info as compress_with_info
+from lrjax.decompose import BLAST as BLAST
+from lrjax.decompose import CP as CP
+from lrjax.decompose import EVBMF as EVBMF
+from lrjax.decompose import HODLR as HODLR
+from lrjax.decompose import NMF as NMF
 from lrjax.decompose import SVD as SVD
+from lrjax.decompose import BlockSVD as BlockSVD
+from lrjax.decompose import Energy as Energy
+from lrjax.decompose import Kronecker as Kronecker
+from lrjax.decompose import Monarch as Monarch
+from lrjax.decompose import SharedBasis as SharedBasis
+from lrjax.decompose import TensorTrain as TensorTrain
+from lrjax.decompose import TokenTrain as TokenTrain
+from lrjax.decompose import Tucker as Tucker
+from lrjax.decompose import WeightedLowRank as WeightedLowRank
 from lrjax.decompose import solve as solve
 from lrjax.errors import LrjaxError as LrjaxError
 from lrjax.formats import Factored as Factored
