@@ -21,7 +21,7 @@ from lrjax.io.atomic import new_folder
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-BLOCK_BYTES = 2**25
+BLOCK_BYTES = 2**23
 SHARD_BYTES = 5 * 10**9  # the layout's usual shard size; also bounds the memory that a write needs
 
 # safetensors' names of the element types that NumPy (with ml_dtypes) can hold.

@@ -99,7 +99,7 @@ class ResNet(nn.Module):
             )
         x = pixel_values.transpose(0, 2, 3, 1)
         x = act(ConvNorm(c.embedding_size, 7, 2, self.folded, name="stem")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        x = max_pool(x)
         for stage, i, _, width, stride in c.units():
             x = Unit(c, width, stride, self.folded, name=f"stage_{stage}_{i}")(x)
         if not self.classifies:
@@ -192,6 +192,12 @@ class Statistics(nn.Module):
         scale, var = self.param("scale", one, shape), self.param("var", one, shape)
         bias, mean = self.param("bias", zero, shape), self.param("mean", zero, shape)
         return (x - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias
+
+
+def max_pool(x: Float[Array, "batch height width c"]) -> Float[Array, "batch h w c"]:
+    """The largest of every 3 x 3 window, at every second place."""
+    low, around = jnp.array(-jnp.inf, x.dtype), [(0, 0), (1, 1), (1, 1), (0, 0)]
+    return jax.lax.reduce_window(x, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), around)
 
 
 def convolutions(c: ResNetConfig) -> Iterator[tuple[str, str, int]]:

@@ -6,7 +6,7 @@ is ``layer_i/...``, or the i-th slice of ``layers/...``.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import flax.linen as nn
 import jax
@@ -44,20 +44,12 @@ def run(
             x = block(f"layer_{i}", i)(x, *shared, **own)
         return x
 
-    def step(
-        module: nn.Module, x: Array, own: Mapping[str, Any], shared: Any
-    ) -> tuple[Array, None]:
+    def step(module: Any, x: Array, own: Mapping[str, Any]) -> tuple[Array, None]:
         return module(x, *shared, **own), None
 
-    scan = nn.scan(
-        step,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        length=len(each),
-    )
     owns = {key: jnp.asarray([own[key] for own in each]) for key in each[0]}
-    return scan(block("layers", 0), x, owns, shared)[0]
+    scan = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=len(each))
+    return scan(block("layers", 0), x, owns)[0]
 
 
 def scan_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:
@@ -66,17 +58,19 @@ def scan_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:
     Raises:
         ShapeError: the layers differ, in shape or in format.
     """
-    groups: dict[str, list[Any]] = {}
+    leaves: dict[str, Any] = {}
+    layers: dict[str, dict[int, Any]] = {}
     for path, leaf in trees.flatten(params)[0].items():
         found = LAYER.search(path)
-        group = groups.setdefault(LAYER.sub("layers/", path), [])
-        group.append((int(found[1]) if found else 0, leaf))
-    leaves = {
-        path: _stack(path, [leaf for _, leaf in sorted(group, key=lambda pair: pair[0])])
-        if path.startswith("layers/") or "/layers/" in path
-        else group[0][1]
-        for path, group in groups.items()
-    }
+        if found:
+            layers.setdefault(LAYER.sub("layers/", path), {})[int(found[1])] = leaf
+        else:
+            leaves[path] = leaf
+    depth = max((len(group) for group in layers.values()), default=0)
+    for path, group in layers.items():
+        if len(group) != depth:
+            _unequal(path, f"it in {len(group)} of {depth} layers")
+        leaves[path] = _stack(path, [group[i] for i in sorted(group)])
     return model.clone(scanned=True), unflatten_dict(leaves, sep="/")
 
 
@@ -100,11 +94,14 @@ def _stack(path: str, layers: Sequence[Any]) -> Any:
             return stack
     except (Unsupported, ValueError, TypeError):
         pass
-    kinds = sorted({f"{type(w).__name__} of shape {w.shape}" for w in layers})
+    _unequal(path, " and ".join(sorted({f"{type(w).__name__} of shape {w.shape}" for w in layers})))
+
+
+def _unequal(path: str, got: str) -> NoReturn:
     raise ShapeError(
         message(
             path=path,
-            got=" and ".join(kinds),
+            got=got,
             expected="layers of one shape and one format, which differ in rank at most",
             todo="Keep these layers unrolled, or factor them alike.",
         )

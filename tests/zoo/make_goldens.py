@@ -198,6 +198,78 @@ def write(folder, cls, config, dtype=torch.float32, **saving) -> None:
     np.savez_compressed(pathlib.Path(folder) / "golden.npz", **arrays)
 
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "rope_theta": 100.0,
+}
+VARIATIONS = {
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
+    "linear as of old": (
+        "llama",
+        {
+            "rope_parameters": None,
+            "rope_theta": 500.0,
+            "rope_scaling": {"type": "linear", "factor": 2},
+        },
+    ),
+    "dynamic, long": ("llama", {"max_position_embeddings": 8, "rope_parameters": DYNAMIC}),
+    "dynamic, short": ("llama", {"rope_parameters": DYNAMIC}),
+    "longrope, long": (
+        "llama",
+        {"rope_parameters": LONG | {"original_max_position_embeddings": 8, "factor": 4.0}},
+    ),
+    "longrope, short": (
+        "llama",
+        {"rope_parameters": LONG | {"original_max_position_embeddings": 16}},
+    ),
+    "yarn by magnitudes": (
+        "llama",
+        {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4, "beta_fast": 8.0}},
+    ),
+    "yarn, untruncated": (
+        "llama",
+        {"rope_parameters": YARN | {"truncate": False, "attention_factor": 1.3}},
+    ),
+    "other activation and epsilon": ("llama", {"hidden_act": "gelu", "rms_norm_eps": 1e-2}),
+    "no window": ("mistral", {"sliding_window": None}),
+    "window of one": ("mistral", {"sliding_window": 1}),
+    "windows by type": (
+        "qwen2",
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 2},
+    ),
+    "windows switched off": ("qwen2", {"use_sliding_window": False, "layer_types": None}),
+    "unbounded scores": (
+        "gemma2",
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    "tight scores": ("gemma2", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.0}),
+    "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "no scale": ("gpt2", {"scale_attn_weights": False, "activation_function": "relu"}),
+    "one expert": ("mixtral", {"num_experts_per_tok": 1}),
+    "weights of one": ("qwen2_moe", {"norm_topk_prob": True, "num_experts_per_tok": 3}),
+    "weights as they are": ("qwen3_moe", {"norm_topk_prob": False}),
+    "few groups": ("albert", {"num_hidden_layers": 5}),
+}
+
+
+def variations() -> None:
+    """What the reference says with the weights of a golden under another config."""
+    outputs = {}
+    for name, (base, changes) in VARIATIONS.items():
+        cls, config = CASES[base]
+        other = cls(type(config).from_dict(config.to_dict() | changes)).eval()
+        other.load_state_dict(tiny(cls, config).state_dict())
+        with torch.no_grad():
+            given = {k: torch.from_numpy(v) for k, v in inputs(config).items()}
+            outputs[name] = other(**given).logits.numpy()
+    spoken = {name: {"golden": base, "changes": c} for name, (base, c) in VARIATIONS.items()}
+    path = HERE / "goldens" / "variations.npz"
+    np.savez_compressed(path, configs=np.array(json.dumps(spoken)), **outputs)
+
+
 def recurrent(name: str, tied: bool) -> None:
     """A word language model in PyTorch's own layout: it is no model of ``transformers``."""
     torch.manual_seed(0)
@@ -286,6 +358,7 @@ if __name__ == "__main__":
         write(HERE / "goldens" / name, *CASES[name])
     if sys.argv[1:]:
         sys.exit()
+    variations()
     recurrent("lstm", tied=False)
     recurrent("gru", tied=True)
     bert("bert")
