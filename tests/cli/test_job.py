@@ -148,3 +148,38 @@ def test_weights_without_a_model_are_evaluated_against_the_dense_ones(run, bare,
     assert outcome.code == 0
     assert 0 < outcome.json["rows"][1]["error"] < 0.5
     assert run("eval", tmp_path / "out").code == 2
+
+
+def test_importance_is_calibrated_by_name(run, encoder, texts, tmp_path):
+    """Fisher information of the texts' embeddings; what is not asked for is not there later."""
+    rule = ("--rule", "**/query/kernel", "--keep", "0.5")
+    outcome = run(
+        "plan", encoder, *rule, "--metric", "TFWSVD", "--texts", texts,
+        "--save-stats", tmp_path / "stats", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "WeightedLowRank" in outcome.out
+    assert "TFWSVD" in outcome.out
+    outcome = run("plan", encoder, *rule, "--metric", "ASVD", "--stats", tmp_path / "stats")
+    assert outcome.code == 2
+    assert "magnitudes=True" in outcome.reason
+
+
+@pytest.mark.slow
+def test_a_plan_by_importance_is_compressed_with_its_own_statistics(run, encoder, texts, tmp_path):
+    """A saved plan says which statistics to gather."""
+    rule = ("--rule", "**/query/kernel=SVD(metric=FWSVD) | NMF(metric=FWSVD)", "--keep", "0.5")
+    outcome = run(
+        "compress", encoder, tmp_path / "one", *rule, "--texts", texts,
+        "--save-stats", tmp_path / "stats", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    (row,) = [row for row in outcome.json["rows"] if row["format"] == "LowRank"]
+    assert row["metric"] == "FWSVD"
+    outcome = run("plan", encoder, *rule, "--stats", tmp_path / "stats", "--out", tmp_path / "p")
+    assert outcome.code == 0, outcome.err
+    outcome = run(
+        "compress", encoder, tmp_path / "two", "--plan", tmp_path / "p", "--texts", texts, "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert [r for r in outcome.json["rows"] if r["format"] == "LowRank"] == [row]
