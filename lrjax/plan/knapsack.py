@@ -30,6 +30,8 @@ def knapsack(costs: Sequence[np.ndarray], errors: Sequence[np.ndarray], budget: 
         errors: finite, non-negative numbers [k_i] for each weight.
         budget: at least `least_cost(costs)`.
     """
+    if not costs:
+        return []
     fronts = [_pareto(c, e) for c, e in zip(costs, errors, strict=True)]
     cs = [np.asarray(c, np.int64)[f] for c, f in zip(costs, fronts, strict=True)]
     es = [np.asarray(e, np.float64)[f] for e, f in zip(errors, fronts, strict=True)]

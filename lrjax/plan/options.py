@@ -169,8 +169,8 @@ def choices(
 
 def is_fixed(spec: Spec) -> bool:
     """Whether a spec says its own size."""
-    given = (getattr(spec, name, None) for name in ("rank", "ranks", "keep"))
-    return any(value is not None for value in given)
+    sizes = {f.name for f in dataclasses.fields(spec)} & {"rank", "ranks", "keep"}
+    return any(getattr(spec, name) is not None for name in sizes)
 
 
 def _spec_options(target: Target, spec: Spec, measured: Any) -> Options:

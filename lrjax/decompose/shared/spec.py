@@ -78,8 +78,8 @@ class SharedBasis(Spec):
         tails = np.cumsum(energy[:, ::-1], axis=1)[:, ::-1]
         tails = np.concatenate([tails, tails[:, -1:]], axis=1)
         if self.rank is not None:
-            pairs = [self.ranks]
-            check_rank((count, m, n), self.ranks)
+            pairs = [self.pair]
+            check_rank((count, m, n), self.pair)
         else:
             pairs = self._ladder(energy, (count, m, n))
         r, q = np.array(pairs, int).reshape(-1, 2).T
@@ -125,7 +125,7 @@ class SharedBasis(Spec):
         return self.with_rank((min(r, count * (q or n)), min(q, count * (r or m))))
 
     @property
-    def ranks(self) -> tuple[int, int]:
+    def pair(self) -> tuple[int, int]:
         """The ranks of the left and the right basis; RankError if none are given."""
         if self.rank is None:
             todo = "Plan it, or give a rank."
@@ -172,7 +172,7 @@ def solve_shared(
         raise _unstacked(w.shape)
     metric = (metric or Metric()).broadcast(w.shape[:-2])
     rows, cols = metric.arrays()
-    found, info = shared_basis(w, spec.ranks, rows=rows, cols=cols, sweeps=spec.sweeps)
+    found, info = shared_basis(w, spec.pair, rows=rows, cols=cols, sweeps=spec.sweeps)
     if w.dtype == working(w).dtype:
         return found, info
     missed = metric.loss(working(w) - working(found.densify()))
