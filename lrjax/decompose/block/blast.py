@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from lrjax.decompose.block.cells import (
     Grid,
+    best_of_rank,
     check_grid,
     inverse,
     is_separable,
@@ -14,9 +15,8 @@ from lrjax.decompose.block.cells import (
 )
 from lrjax.decompose.block.outcome import ended, solved
 from lrjax.decompose.block.refit import refit
-from lrjax.decompose.svd import balanced
 from lrjax.formats.blast import BLAST
-from lrjax.linalg import Info, weighted_svd
+from lrjax.linalg import Info
 from lrjax.linalg.stack import dot
 from lrjax.linalg.truncated import check_rank
 from lrjax.linalg.whitening import solve_ridge
@@ -59,8 +59,7 @@ def blast(
     p, q = grid
 
     def single(w: Array, rows: Array | None, cols: Array | None):
-        left, right, _, _ = weighted_svd(w, rank, rows=rows, cols=cols)
-        left, right = balanced(left, right)
+        left, right, _ = best_of_rank(w, rank, rows, cols)
         start = (
             left.reshape(p, -1, rank),
             jnp.ones((p, q, rank), w.dtype),

@@ -10,7 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lrjax.decompose.svd import balanced
 from lrjax.errors import ShapeError, message
+from lrjax.linalg import truncated_svd, weighted_svd
 from lrjax.linalg.stack import dot
 from lrjax.linalg.whitening import solve_ridge, sqrt_psd
 
@@ -102,3 +104,25 @@ def inverse(side: Array | None) -> Array | None:
         return jnp.where(usable, 1 / jnp.where(usable, side + level, 1), 0)
     eye = jnp.broadcast_to(jnp.eye(side.shape[-1], dtype=side.dtype), side.shape)
     return solve_ridge(side, eye, RIDGE)
+
+
+def best_of_rank(
+    blocks: Float[Array, "*S m n"], rank: int, rows: Array | None, cols: Array | None
+) -> tuple[Array, Array, Array]:
+    """Balanced factors of every block, optimal under its own sides, and the singular values.
+
+    Wide blocks are solved transposed: there the larger side enters the Gram as it is, and the
+    factor that is taken as orthonormal comes from the eigenproblem itself, which keeps blocks of
+    less than the asked rank exact.
+    """
+    swap = lambda x: jnp.swapaxes(x, -1, -2)
+    if rows is None and cols is None:
+        svd, _ = truncated_svd(blocks, rank)
+        return *balanced(svd.u * svd.s[..., None, :], svd.vt), svd.s
+    if blocks.shape[-2] >= blocks.shape[-1]:
+        left, right, s, _ = weighted_svd(blocks, rank, rows=rows, cols=cols)
+        return *balanced(left, right), s
+    if cols is None:
+        cols = jnp.ones((*blocks.shape[:-2], blocks.shape[-1]), blocks.dtype)
+    right, left, s, _ = weighted_svd(swap(blocks), rank, rows=cols, cols=rows)
+    return *balanced(swap(left), swap(right)), s

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from lrjax.decompose.block.cells import (
     Grid,
+    best_of_rank,
     check_grid,
     cut,
     inverse,
@@ -21,7 +22,7 @@ from lrjax.decompose.block.refit import refit
 from lrjax.decompose.svd import balanced
 from lrjax.errors import RankError, message
 from lrjax.formats.block_low_rank import BlockLowRank
-from lrjax.linalg import Info, singular_values, weighted_svd
+from lrjax.linalg import Info, singular_values
 from lrjax.linalg.info import Status
 from lrjax.linalg.stack import dot
 from lrjax.linalg.whitening import solve_ridge
@@ -84,10 +85,9 @@ def fit(
         empty = jnp.zeros((p, q, m, 0), w.dtype), jnp.zeros((p, q, 0, n), w.dtype)
         return empty, jnp.ones((), jnp.int32), jnp.asarray(int(Status.CONVERGED))
     own_rows, own_cols = sides_of(rows, cols, grid)
-    left, right, s, _ = weighted_svd(cut(w, grid), most, rows=own_rows, cols=own_cols)
+    left, right, s = best_of_rank(cut(w, grid), most, own_rows, own_cols)
     kept = jnp.asarray(np.arange(most) < ranks[..., None])
-    left = jnp.where(kept[..., None, :], left, 0)
-    start = balanced(left, jnp.where(kept[..., :, None], right, 0))
+    start = jnp.where(kept[..., None, :], left, 0), jnp.where(kept[..., :, None], right, 0)
     surplus = jnp.any(kept & (s <= 32 * jnp.finfo(s.dtype).eps * jnp.max(s)))
     rank_status = jnp.where(surplus, int(Status.RANK_DEFICIENT), int(Status.CONVERGED))
     if is_separable(rows, cols):

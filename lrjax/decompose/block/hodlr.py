@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lrjax.decompose.block.cells import (
+    best_of_rank,
     check_grid,
     cut,
     inverse,
@@ -17,10 +18,9 @@ from lrjax.decompose.block.cells import (
 )
 from lrjax.decompose.block.outcome import ended, solved
 from lrjax.decompose.block.refit import refit
-from lrjax.decompose.svd import balanced
 from lrjax.errors import RankError, message
 from lrjax.formats.hodlr import HODLR
-from lrjax.linalg import Info, singular_values, weighted_svd
+from lrjax.linalg import Info, singular_values
 from lrjax.linalg.info import Status
 from lrjax.linalg.stack import dot
 from lrjax.linalg.whitening import solve_ridge
@@ -134,8 +134,7 @@ def _level(w: Array, level: int, rank: int, rows: Array | None, cols: Array | No
     count, m, n = blocks.shape
     if not rank:
         return jnp.zeros((count, m, 0), w.dtype), jnp.zeros((count, 0, n), w.dtype)
-    left, right, _, _ = weighted_svd(blocks, rank, rows=rows, cols=cols)
-    left, right = balanced(left, right)
+    left, right, _ = best_of_rank(blocks, rank, rows, cols)
     return left, right[_siblings(count)]
 
 

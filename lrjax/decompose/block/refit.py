@@ -41,7 +41,7 @@ def refit(
     Args:
       w: the matrix.
       factors: a start.
-      form: the matrix [m, n] of factors; linear in each.
+      form: the matrix [m, n] of factors; affine in each.
       precondition: `precondition(factors, k, gradient)`: the solution of normal equations for
         factor k.
       rows: second moment of the inputs, [m, m], [m] or None.
@@ -54,14 +54,15 @@ def refit(
 
     def half(fs: Factors, k: int) -> Factors:
         along = lambda f: form((*fs[:k], f, *fs[k + 1 :]))
-        value, back = jax.vjp(along, fs[k])
+        value, push = jax.linearize(along, fs[k])
+        back = jax.linear_transpose(push, fs[k])
         gradient = back(weigh(w - value, rows, cols))[0]
         direction = precondition(fs, k, gradient)
         carry = (jnp.zeros_like(fs[k]), gradient, direction, jnp.sum(gradient * direction))
 
         def step(_: Any, carry: Any):
             x, residual, direction, size = carry
-            image = back(weigh(along(direction), rows, cols))[0]
+            image = back(weigh(push(direction), rows, cols))[0]
             curvature = jnp.sum(direction * image)
             length = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
             x, residual = x + length * direction, residual - length * image
