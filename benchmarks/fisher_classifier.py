@@ -76,7 +76,7 @@ def loss(y: jax.Array, batch: dict[str, Any]) -> jax.Array:
 
 def data(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Images for training and calibration, and others for the score."""
-    digits = load_digits()
+    digits: Any = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
     images, labels = digits.images[order] / 8 - 1, digits.target[order]
     cut = len(order) * 2 // 3
@@ -87,7 +87,7 @@ def data(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @jax.jit
-def train(params: dict[str, Any], seen: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+def train(params: Any, seen: dict[str, Any], key: jax.Array) -> dict[str, Any]:
     """Adam with a falling rate, images shifted by a pixel."""
     optimiser = optax.adamw(optax.cosine_decay_schedule(3e-3, STEPS), weight_decay=1e-2)
 

@@ -46,7 +46,9 @@ class Elements(Metric):
         return super().arrays()
 
     def broadcast(self, stack: tuple[int, ...]) -> "Elements":
-        """The metric with its weights spread to the stack axes."""
+        """The metric with its weights, and its sides, spread to the stack axes."""
+        if self.rows is None or self.cols is None:
+            return Elements.of(self.weights).broadcast(stack)
         sides = super().broadcast(stack)
         weights = jnp.broadcast_to(self.weights, (*stack, *self.weights.shape[-2:]))
         return Elements(sides.rows, sides.cols, weights=weights)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lrjax.decompose import SVD, WeightedLowRank, solve
+from lrjax.decompose.nmf.spec import entry_weights
 from lrjax.errors import StatsError
 from lrjax.metrics import (
     ASVD,
@@ -135,3 +136,13 @@ def test_kinds_are_named_in_json_and_by_what_they_need():
     assert FWSVD().needs == (Need.ROW_FISHER,)
     assert TFWSVD().is_model_loss
     assert not ASVD().is_model_loss
+
+
+def test_solvers_that_know_sides_alone_see_the_separable_weights(known):
+    """Never silently the Frobenius norm; those that know entries use them."""
+    w, f, _, _ = known
+    metric = Elements(weights=jnp.asarray(f, jnp.float32))
+    spread = metric.broadcast(())
+    for got, want in zip(spread.arrays(), metric.arrays(), strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(entry_weights(spread, jnp.asarray(w)), metric.weights)

@@ -17,7 +17,7 @@ from lrjax.errors import RankError, message
 from lrjax.formats.layout import Layout
 from lrjax.formats.low_rank import LowRank
 from lrjax.linalg.stack import working
-from lrjax.metrics import Diagonal, Gram, Metric
+from lrjax.metrics import Diagonal, Elements, Gram, Metric
 
 PROBE_ITERATIONS = 30
 
@@ -106,7 +106,9 @@ def solve_nmf(
 
 
 def entry_weights(metric: Metric, w: Float[Array, "*S m n"]) -> Float[Array, "*S m n"]:
-    """F = r c' of the diagonals of both sides: the metric's weight of each single entry."""
+    """The metric's weight of each single entry: its own, or r c' of both sides' diagonals."""
+    if isinstance(metric, Elements):
+        return working(metric.weights)
     rows, cols = (_diagonal(side) for side in (metric.rows, metric.cols))
     weights = jnp.ones(w.shape, working(w).dtype)
     weights = weights if rows is None else weights * rows[..., :, None]
