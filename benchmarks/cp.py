@@ -1,18 +1,17 @@
 """Sweeps of CP-ALS against tensorly (numpy, torch), and planted problems to a true residual.
 
-python benchmarks/cp.py [--quick] [--seconds 8] [--out results.json]
+python benchmarks/cp.py [--quick] [--case TEXT] [--clock cpu] [--out results.json]
 
 A sweep updates every factor once, from the same start. `excess` is the residual after five
 sweeps over the least of all contestants, minus one: all do the same arithmetic.
 """
 
-import argparse
-from pathlib import Path
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Contestant, compete, machine, publish, speedups, table
+from harness import Contestant, machine, options, publish, race
 
 from lrjax.decompose.cp import cp
 from lrjax.decompose.cp.als import update
@@ -115,21 +114,17 @@ def planted(seeds: int = 10) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    rows, leads = [], []
-    for shape, rank in CASES[:QUICK] if args.quick else CASES:
-        name = "x".join(map(str, shape)) + f" R={rank}, {SWEEPS} sweeps"
-        own = compete(name, contestants(shape, rank), seconds=args.seconds)
-        lead = speedups(own)
-        table(own, lead)
-        rows += own
-        leads += lead
-    result = {"machine": machine(), "rows": [r.to_json() for r in rows], "speedups": leads}
-    publish(result | {"planted": planted()}, args.out)
+    args = options(__doc__).parse_args()
+    cases = {
+        "x".join(map(str, shape)) + f" R={rank}, {SWEEPS} sweeps": functools.partial(
+            contestants, shape, rank
+        )
+        for shape, rank in (CASES[:QUICK] if args.quick else CASES)
+    }
+    result = {"benchmark": "cp", "machine": machine()} | race(cases, args)
+    if not args.case:
+        result["planted"] = planted(2 if args.quick else 10)
+    publish(result, args.out)
 
 
 if __name__ == "__main__":

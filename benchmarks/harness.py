@@ -1,5 +1,6 @@
 """Peers in one process, in turn, timed by the median; compilation apart; JSON and a table."""
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -8,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-LIBRARIES = ("jax", "jaxlib", "numpy", "scipy", "scikit-learn", "torch")
+LIBRARIES = (
+    *("jax", "jaxlib", "numpy", "scipy", "scikit-learn", "torch"),
+    *("tensorly", "pyttb", "tntorch", "quimb"),
+)
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""The wall's, or the processor's own time: what counts on a CPU that others use too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +102,38 @@ def compete(
         )
         for c in contestants
     ]
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """What every benchmark can be asked for; `about` is its docstring."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="small cases, a second each")
+    parser.add_argument("--case", default="", help="only cases whose label contains this")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time for each case")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: own time only")
+    parser.add_argument("--out", type=Path, help="JSON file; default stdout")
+    return parser
+
+
+def race(
+    cases: Mapping[str, Callable[[], Sequence[Contestant]]],
+    args: argparse.Namespace,
+    *,
+    least: int = 3,
+) -> dict[str, Any]:
+    """Run the cases asked for, print their tables, and hand back what is to be published."""
+    rows, leads = [], []
+    seconds = 1.0 if args.quick else args.seconds
+    for label, contestants in cases.items():
+        if args.case in label:
+            own = compete(
+                label, contestants(), seconds=seconds, least=least, clock=CLOCKS[args.clock]
+            )
+            lead = speedups(own)
+            table(own, lead)
+            rows += own
+            leads += lead
+    return {"clock": args.clock, "rows": [r.to_json() for r in rows], "speedups": leads}
 
 
 def speedups(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -1,18 +1,17 @@
 """Sums of Kronecker products against SVDs of the rearranged matrix by the peers.
 
-python benchmarks/kronecker.py [--quick] [--seconds 8] [--out results.json]
+python benchmarks/kronecker.py [--quick] [--case TEXT] [--clock cpu] [--out results.json]
 
 Excess is the error over that of the optimal truncation, minus one, in float64.
 """
 
-import argparse
-from pathlib import Path
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg as ssl
-from harness import Contestant, compete, machine, publish, speedups, table
+from harness import Contestant, machine, options, publish, race
 
 from lrjax.decompose.kronecker import nearest_kronecker
 from lrjax.linalg import Accuracy
@@ -88,22 +87,15 @@ def contestants(shape: tuple[int, int], terms: int) -> list[Contestant]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    rows, leads = [], []
-    for shape, terms in CASES[:2] if args.quick else CASES:
-        name = f"{M}x{N}, a {shape[0]}x{shape[1]}, {terms} terms"
-        own = compete(name, contestants(shape, terms), seconds=args.seconds)
-        lead = speedups(own)
-        table(own, lead)
-        rows += own
-        leads += lead
-    publish(
-        {"machine": machine(), "rows": [r.to_json() for r in rows], "speedups": leads}, args.out
-    )
+    args = options(__doc__).parse_args()
+    cases = {
+        f"{M}x{N}, a {shape[0]}x{shape[1]}, {terms} terms": functools.partial(
+            contestants, shape, terms
+        )
+        for shape, terms in (CASES[:2] if args.quick else CASES)
+    }
+    result = {"benchmark": "kronecker", "machine": machine()}
+    publish(result | race(cases, args), args.out)
 
 
 if __name__ == "__main__":

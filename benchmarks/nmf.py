@@ -1,19 +1,18 @@
 """NMF against scikit-learn's coordinate descent and multiplicative updates, to the same loss.
 
-python benchmarks/nmf.py [--quick] [--seconds 8] [--out results.json]
+python benchmarks/nmf.py [--quick] [--case TEXT] [--clock cpu] [--out results.json]
 
 Each peer runs a number of iterations from NNDSVDa; ours runs the least number (a multiple of
 five) that reaches that loss. Starts are part of all times. `excess` is relative to the peer's
 residual.
 """
 
-import argparse
+import functools
 import warnings
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from harness import Contestant, compete, machine, publish, speedups, table
+from harness import Contestant, machine, options, publish, race
 from sklearn.datasets import load_digits
 from sklearn.decomposition import NMF
 
@@ -64,23 +63,14 @@ def contestants(name: str, solver: str, count: int) -> list[Contestant]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     warnings.filterwarnings("ignore", message="Maximum number of iterations")
-    rows, leads = [], []
-    for name, solver, count in CASES[:1] if args.quick else CASES:
-        case = f"{name}, {solver} {count}"
-        own = compete(case, contestants(name, solver, count), seconds=args.seconds)
-        lead = speedups(own)
-        table(own, lead)
-        rows += own
-        leads += lead
-    publish(
-        {"machine": machine(), "rows": [r.to_json() for r in rows], "speedups": leads}, args.out
-    )
+    cases = {
+        f"{name}, {solver} {count}": functools.partial(contestants, name, solver, count)
+        for name, solver, count in (CASES[:1] if args.quick else CASES)
+    }
+    result = {"benchmark": "nmf", "machine": machine()}
+    publish(result | race(cases, args), args.out)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
 """TT-SVD against tensorly, tntorch and quimb, to equal error; and the use of a TT embedding.
 
-python benchmarks/tensor_train.py [--quick] [--case TEXT] [--seconds 8] [--out results.json]
+python benchmarks/tensor_train.py [--quick] [--uses] [--case TEXT] [--clock cpu]
+    [--out results.json]
 
 Excess is the error over that of the TT-SVD in float64, minus one. Peers that are not installed are
 named and left out.
 """
 
-import argparse
+import functools
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Contestant, compete, machine, publish, speedups, table
+from harness import Contestant, machine, options, publish, race
 
 from lrjax import ops
 from lrjax.decompose.tensor_train import tt_svd
@@ -143,31 +143,21 @@ def application(rows: tuple, cols: tuple, ranks: tuple, batch: int) -> list[Cont
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small case, a second")
-    parser.add_argument("--case", default="", help="only cases whose label contains this")
-    parser.add_argument("--seconds", type=float, default=8.0, help="time for each case")
-    parser.add_argument("--out", type=Path, help="JSON file; default stdout")
+    parser = options(__doc__)
+    parser.add_argument("--uses", action="store_true", help="time lookups and heads, not solvers")
     args = parser.parse_args()
-    rows, leads, uses = [], [], []
-    seconds = 1.0 if args.quick else args.seconds
-    for label, (m, n, ranks) in (QUICK if args.quick else CASES).items():
-        if args.case not in label:
-            continue
-        found = compete(label, contestants(m, n, ranks), seconds=seconds)
-        ahead = speedups(found)
-        table(found, ahead)
-        rows += found
-        leads += ahead
-        if label.startswith("embedding"):
-            for batch in (1, 32, 512):
-                used = compete(f"{label}, batch {batch}", application(m, n, ranks, batch),
-                               seconds=min(seconds, 3.0))  # fmt: skip
-                table(used, [])
-                uses += used
+    chosen = QUICK if args.quick else CASES
+    if args.uses:
+        cases = {
+            f"{label}, batch {batch}": functools.partial(application, *case, batch)
+            for label, case in chosen.items()
+            if label.startswith("embedding")
+            for batch in (1, 32, 512)
+        }
+    else:
+        cases = {label: functools.partial(contestants, *case) for label, case in chosen.items()}
     result = {"benchmark": "tensor_train", "machine": machine()}
-    rows, uses = ([r.to_json() for r in found] for found in (rows, uses))
-    publish({**result, "rows": rows, "speedups": leads, "application": uses}, args.out)
+    publish(result | race(cases, args, least=2), args.out)
 
 
 if __name__ == "__main__":

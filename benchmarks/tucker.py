@@ -1,21 +1,20 @@
 """Tucker decomposition against tensorly and pyttb, to equal error.
 
-python benchmarks/tucker.py [--quick] [--case TEXT] [--seconds 8] [--out results.json]
+python benchmarks/tucker.py [--quick] [--case TEXT] [--clock cpu] [--out results.json]
 
 Excess is the error over that of the best run known (ours, 60 sweeps), minus one. Peers that are not
 installed are named and left out. tensorly's JAX backend is not run: importing it switches the whole
 process to float64.
 """
 
-import argparse
+import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from harness import Contestant, compete, machine, publish, speedups, table
+from harness import Contestant, machine, options, publish, race
 
 from lrjax.decompose.tucker import tucker
 
@@ -106,24 +105,15 @@ def pyttb_peers(x: np.ndarray, ranks: tuple, modes: list[int]) -> list[tuple[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small case, a second")
-    parser.add_argument("--case", default="", help="only cases whose label contains this")
+    parser = options(__doc__)
     parser.add_argument("--decay", type=float, default=0.5, help="singular values j^-decay")
-    parser.add_argument("--seconds", type=float, default=8.0, help="time for each case")
-    parser.add_argument("--out", type=Path, help="JSON file; default stdout")
     args = parser.parse_args()
-    rows, leads = [], []
-    for label, (shape, ranks) in (QUICK if args.quick else CASES).items():
-        if args.case in label:
-            seconds = 1.0 if args.quick else args.seconds
-            found = compete(label, contestants(shape, ranks, args.decay), seconds=seconds)
-            ahead = speedups(found)
-            table(found, ahead)
-            rows += found
-            leads += ahead
+    cases = {
+        label: functools.partial(contestants, shape, ranks, args.decay)
+        for label, (shape, ranks) in (QUICK if args.quick else CASES).items()
+    }
     result = {"benchmark": "tucker", "decay": args.decay, "machine": machine()}
-    publish({**result, "rows": [r.to_json() for r in rows], "speedups": leads}, args.out)
+    publish(result | race(cases, args), args.out)
 
 
 if __name__ == "__main__":
