@@ -10,7 +10,7 @@ model's. Calibration and evaluation take different files of the standard library
 import argparse
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,10 @@ MIXTURE: Mapping[str, Spec] = {
 }
 
 
-def candidates() -> Mapping[str, tuple[Spec, ...]]:
+def candidates(names: Sequence[str]) -> Mapping[str, tuple[Spec, ...]]:
     """Every format for every kernel, SVD first: it is what stays where none helps."""
     attention = "encoder/**/attention/*/kernel"
-    every = lambda glob: tuple(r.get(glob, r[KERNELS]) for r in FORMATS.values())
+    every = lambda glob: tuple(FORMATS[n].get(glob, FORMATS[n][KERNELS]) for n in names)
     return {attention: every(attention), KERNELS: every(KERNELS)}
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     args.add_argument("--keep", type=float, default=0.5)
     args.add_argument("--pairs", type=int, default=120)
     args.add_argument("--calibration", type=int, default=64)
-    args.add_argument("--only", nargs="*", help="names of the models to run")
+    args.add_argument("--only", nargs="*", help="models to run; its formats are the candidates")
     args.add_argument("--out", type=Path)
     given = args.parse_args()
     console, begin = Console(width=160), time.perf_counter()
@@ -136,7 +136,8 @@ def main() -> None:
     console.print(
         f"calibrated on {int(bench.stats.tokens)} tokens, {time.perf_counter() - begin:.0f} s"
     )
-    wanted: dict[str, Any] = {"mixture": MIXTURE, **FORMATS, "chosen": candidates()}
+    named = [name for name in FORMATS if not given.only or name in given.only]
+    wanted: dict[str, Any] = {"mixture": MIXTURE, **FORMATS, "chosen": candidates(named)}
     rows = []
     for name, rules in wanted.items():
         if given.only and name not in given.only:

@@ -127,7 +127,9 @@ def _chosen(x: Choice, ls, here, rows, dtype: Any) -> tuple[Any, tuple[int, ...]
     labels = (*(rows if own else ()), *(ls[d] for d in rest))
     if not picked:
         return found, (*labels, *ls[count:])
-    number = functools.reduce(lambda n, di: n * x.ins[di[0] - count] + di[1], picked, 0)
+    number = jnp.zeros((), jnp.int32)
+    for d, i in picked:
+        number = number * x.ins[d - count] + i
     number = jnp.expand_dims(number, [number.ndim + k for k in range(len(rest))])
     chosen = found.number if own else found.number[(None,) * len(rows)]
     return (chosen == number.astype(chosen.dtype)).astype(dtype), (*rows, *(ls[d] for d in rest))

@@ -6,12 +6,16 @@ import pytest
 
 from lrjax.compress import compress
 from lrjax.decompose import (
+    BLAST,
     CP,
     EVBMF,
+    HODLR,
     NMF,
     SVD,
+    BlockSVD,
     Energy,
     Kronecker,
+    Monarch,
     SharedBasis,
     TensorTrain,
     Tucker,
@@ -60,6 +64,12 @@ def stacked(path, shape):
     return {path: WeightUse(path, shape, "float32", Layout((1,), (2,)), (one,))}
 
 
+def blocks(rng):
+    ranks = np.array([[2, 4], [3, 1]])
+    cell = lambda r: rng.standard_normal((32, r)) @ rng.standard_normal((r, 40))
+    return np.block([[cell(r) for r in row] for row in ranks])
+
+
 CASES = [
     ("svd", SVD(rank_by=BY), matrix, 4),
     ("nmf", NMF(rank_by=BY), matrix, 4),
@@ -68,6 +78,10 @@ CASES = [
     ("train", TensorTrain(rank_by=BY, rows=(4, 4, 4), cols=(6, 6, 6)), train, (3, 4)),
     ("kronecker", Kronecker(rank_by=BY, shape=(6, 10)), kronecker, 3),
     ("shared", SharedBasis(rank_by=BY), shared, (3, 5)),
+    ("blocks", BlockSVD(rank_by=BY, grid=(2, 2)), blocks, (2, 4, 3, 1)),
+    ("blast", BLAST(rank_by=BY, grid=(2, 2)), matrix, 4),
+    ("monarch", Monarch(rank_by=BY, grid=(4, 4)), matrix, 4),
+    ("hodlr", HODLR(rank_by=BY, levels=1), blocks, (4,)),
 ]
 
 
@@ -75,10 +89,11 @@ CASES = [
 def test_every_format_finds_its_planted_ranks_in_noise(name, spec, make, want):
     rng = np.random.default_rng(0)
     w = noisy(make(rng), rng)
-    assert spec.ranked(w).rank == want
+    size = lambda s: getattr(s, "ranks", None) if isinstance(s, BlockSVD | HODLR) else s.rank
+    assert size(spec.ranked(w)) == want
     assert spec_from_json(spec.to_json()) == spec
     # a matrix and its noise in other units: the same
-    assert spec.ranked(1e-6 * w).rank == want
+    assert size(spec.ranked(1e-6 * w)) == want
 
 
 def test_plan_needs_no_budget_and_says_who_chose():

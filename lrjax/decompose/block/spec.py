@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import jax.numpy as jnp
@@ -103,6 +103,19 @@ class BlockSVD(Spec):
         """`options` has seen to it."""
         return True
 
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """The blocks of every candidate grid."""
+        return [x for grid in self._grids(w.shape[-2:]) for x in _blocks_of(w, grid)]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """Block by block, on the grid that is smallest so."""
+        found, (m, n) = list(ranks), shape[-2:]
+        grids = self._grids((m, n))
+        own = [np.array([found.pop(0) for _ in range(p * q)]).reshape(p, q) for p, q in grids]
+        size = lambda pair: packed_size(pair[1], m // pair[0][0], n // pair[0][1])
+        (p, q), best = min(_found(zip(grids, own, strict=True), self, shape), key=size)
+        return self.with_rank((p, q, *best.reshape(-1).tolist()))
+
     def _grids(self, matrix: Sequence[int]) -> tuple[Grid, ...]:
         return _candidates(matrix, GRIDS) if self.grid is None else (self.grid,)
 
@@ -165,6 +178,21 @@ class Monarch(Spec):
         r, p, q = rank
         return p * r % tile == q * r % tile == 0
 
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """The slices of every candidate grid, [*S, p q, m / p, n / q] each."""
+        grids = self._grids(w.shape[-2:])
+        order = lambda grid: np.asarray(sorted_columns(jnp.asarray(w), grid), np.float64)
+        cut = lambda grid: np.stack(_blocks_of(order(grid), grid), axis=-3)
+        return [cut(grid) for grid in grids]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """The largest rank of a grid's slices, on the grid that is smallest so."""
+        m, n = shape[-2:]
+        pairs = zip(ranks, self._grids((m, n)), strict=True)
+        size = lambda pair: pair[0] * (pair[1][1] * m + pair[1][0] * n)
+        r, grid = min(_found(pairs, self, shape), key=size)
+        return self.with_rank((r, *grid))
+
     def _grids(self, matrix: Sequence[int]) -> tuple[Grid, ...]:
         return _candidates(matrix, MONARCH_GRIDS, 1) if self.grid is None else (self.grid,)
 
@@ -219,6 +247,16 @@ class BLAST(Spec):
     def is_aligned(self, rank: Any, tile: int) -> bool:
         """The rank is what products sum over."""
         return rank[0] % tile == 0
+
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """Whole block rows and block columns: the rank is no less than theirs."""
+        p, q = self._grid(w.shape[-2:]) or (1, 1)
+        return [*np.split(w, p, axis=-2), *np.split(w, q, axis=-1)]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """The largest."""
+        ((p, q),) = _found([self._grid(shape[-2:])], self, shape)
+        return self.with_rank((max(ranks), p, q))
 
     def _grid(self, matrix: Sequence[int]) -> Grid | None:
         if self.grid is not None:
@@ -288,6 +326,21 @@ class HODLR(Spec):
         """`options` has seen to it."""
         return True
 
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """The blocks beside the diagonal, level by level, [*S, 2^l, m_l, n_l] each."""
+        deepest = max(self._depths(w.shape[-2:]), default=0)
+        grids = [(2**k, 2**k) for k in range(1, deepest + 1)]
+        beside = lambda g, blocks: np.stack([blocks[g * i + (i ^ 1)] for i in range(g)], axis=-3)
+        return [beside(g, _blocks_of(w, (g, g))) for g, _ in grids]
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """Level by level, at the depth that is smallest so."""
+        m, n = shape[-2:]
+        depths = _found(self._depths((m, n)), self, shape)
+        size = lambda depth: m * n // 2**depth + sum(ranks[:depth]) * (m + n)
+        depth = min(depths, key=size)
+        return self.with_rank((depth, *ranks[:depth]))
+
     def _ladder(self, squares: np.ndarray, caps: np.ndarray, most: int) -> list[np.ndarray]:
         if self.ranks is not None:
             return [np.array(self.ranks)]
@@ -307,6 +360,21 @@ class HODLR(Spec):
             return (self.levels,)
         grids = _candidates(matrix, tuple(2**k for k in range(1, DEEPEST + 1)))
         return tuple(int(math.log2(p)) for p, _ in grids)
+
+
+def _blocks_of(w: np.ndarray, grid: Grid) -> list[np.ndarray]:
+    """The blocks of a matrix [*S, m, n], row by row."""
+    return [x for row in np.split(w, grid[0], axis=-2) for x in np.split(row, grid[1], axis=-1)]
+
+
+def _found(options: Iterable[Any], spec: Spec, shape: Sequence[int]) -> list[Any]:
+    """What there is to choose from; RankError if the weight can be cut by no grid."""
+    found = [x for x in options if x is not None]
+    if not found:
+        got = f"a {shape[-2]} x {shape[-1]} matrix for {type(spec).__name__}"
+        expected, todo = "sides that a grid divides", "Choose another format, or give a grid."
+        raise RankError(message(got=got, expected=expected, todo=todo))
+    return found
 
 
 @solve.register

@@ -76,7 +76,7 @@ def shared_basis(
     return SharedBasis(core, left, right).astype(w.dtype), info
 
 
-def check_rank(shape: tuple[int, int, int], rank: tuple[int, int]) -> None:
+def check_rank(shape: tuple[int, ...], rank: tuple[int, int]) -> None:
     """RankError unless the ranks of the two bases are possible for [S, m, n]."""
     count, m, n = shape
     r, q = rank
