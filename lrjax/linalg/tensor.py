@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 Factors = tuple[Float[Array, "_ _"] | None, ...]
@@ -59,6 +60,11 @@ def sweep(
     left, right = modes[: len(modes) // 2], modes[len(modes) // 2 :]
     factors = sweep(project(x, factors, right), factors, left, update)
     return sweep(project(x, factors, left), factors, right, update)
+
+
+def total(x: Float[Array, "*n"]) -> Float[Array, ""]:
+    """The sum of all entries, row by row: in one run float32 loses a percent of 2e7 squares."""
+    return jnp.sum(lax.optimization_barrier(jnp.sum(x, axis=-1)))
 
 
 def to_unit(x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, ""], Bool[Array, ""]]:

@@ -124,6 +124,24 @@ def test_sweeps_never_rise_and_beat_their_start(name):
     assert float(runs[-1][1].residual) ** 2 == pytest.approx(losses[-1], rel=1e-3)
 
 
+def test_two_site_sweeps_turn_where_single_cores_cannot():
+    """From ranks of one, and from a train of zeros, to a train of other ranks, under a metric."""
+    w, metric = jnp.asarray(table()), METRICS["frequencies"]
+    small, _ = tt_svd(w, ROWS, COLS, (1, 1))
+    start, _ = tt_svd(w, ROWS, COLS, RANKS)
+    single = tt_als(w, start, metric=metric, sweeps=12, tol=0.0)[1].residual
+    runs = [tt_als(w, small, metric=metric, sweeps=s, tol=0.0, ranks=RANKS) for s in (0, 1, 12)]
+    losses = [float(jnp.sqrt(metric.loss(w - train.densify()))) for train, _ in runs]
+    assert runs[0][0].rank == runs[-1][0].rank == RANKS
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[2] < 1.05 * float(single)
+    assert float(runs[-1][1].residual) == pytest.approx(losses[2], rel=1e-3)
+    lower, info = tt_als(w, start, sweeps=2, ranks=(3, 4))
+    assert lower.rank == (3, 4)
+    direct = tt_svd(w, ROWS, COLS, (3, 4))[1]
+    assert float(info.residual) <= float(direct.residual) * (1 + 1e-4)
+
+
 def test_frequency_weights_pay_on_held_out_tokens():
     """Weights from one sample of a skewed distribution, loss on another, at equal bytes."""
     w, p = jnp.asarray(normal(M, N)), np.arange(1, M + 1) ** -1.5

@@ -33,11 +33,11 @@ def planted(shape, ranks):
     return x / np.abs(x).max()
 
 
-def decaying(shape):
+def decaying(shape, rng=RNG):
     """No exact rank: every mode's spectrum falls slowly."""
-    x = RNG.standard_normal(shape)
+    x = rng.standard_normal(shape)
     for k, n in enumerate(shape):
-        q = np.linalg.qr(RNG.standard_normal((n, n)))[0] * np.arange(1, n + 1.0) ** -0.5
+        q = np.linalg.qr(rng.standard_normal((n, n)))[0] * np.arange(1, n + 1.0) ** -0.5
         x = np.moveaxis(np.tensordot(x, q, (k, 1)), -1, k)
     return (x / np.abs(x).max()).astype(np.float32)
 
@@ -80,15 +80,18 @@ def test_sweeps_never_rise_and_beat_their_start():
     assert errors[-1] >= math.sqrt(max(tails(x, ranks)))
 
 
-def test_classical_hooi_is_no_better():
-    x, ranks = decaying(SHAPE), RANKS
+@pytest.mark.parametrize("seed", [0, 5, 12])
+def test_classical_hooi_is_no_better(seed):
+    """Both end in a stationary point. Starts differ, so it need not be the same one: of sixteen
+    such tensors it is in fifteen, to 3e-7, and here (12) ours is 7e-4 below the other."""
+    x, ranks = decaying(SHAPE, np.random.default_rng(seed)), RANKS
     w, info = tucker(jnp.asarray(x), ranks, sweeps=200, tol=1e-7)
     tensorly = pytest.importorskip("tensorly.decomposition")
     core, factors = tensorly.tucker(x, ranks, n_iter_max=200, tol=1e-9)
     for k, f in enumerate(factors):
         core = np.moveaxis(np.tensordot(core, f, (k, 1)), -1, k)
     ours, theirs = np.linalg.norm(w.densify() - x), np.linalg.norm(core - x)
-    assert ours <= theirs * (1 + 1e-3)  # both end in a stationary point, not always the same
+    assert ours <= theirs * (1 + 1e-5)
     assert abs(float(info.residual) - ours) <= 1e-4 * ours
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lrjax import ops
 from lrjax.errors import ShapeError
-from lrjax.formats import LowRank
+from lrjax.formats import LowRank, Sum
 from lrjax.formats.tensor_train import TensorTrain
 from lrjax.formats.token_train import TokenTrain
 from tests.formats import tensors as t
@@ -70,6 +70,21 @@ def test_a_stack_of_padded_tables_is_scanned_and_mapped():
     close(jax.vmap(ops.take, (0, None))(w, ids), dense[:, np.asarray(ids)])
     close(jax.lax.scan(lambda c, s: (c, ops.take(s, ids)), 0, w)[1], dense[:, np.asarray(ids)])
     close(jax.jit(lambda w: w.T)(jax.tree.map(lambda x: x[1], w)).densify(), dense[1].T)
+
+
+def test_a_padded_table_may_be_part_of_a_sum():
+    rng = t.generator(1)
+    table = t.train(rng, **PADDED, rows=(101,))
+    low = LowRank(t.normal(rng, 101, 2), t.normal(rng, 2, table.shape[1]))
+    w = Sum((table, low)).validate()
+    dense = t.train_dense(table, np) + np.asarray(low.left) @ np.asarray(low.right)
+    assert w.shape == dense.shape
+    close(w.densify(), dense)
+    close(ops.take(w, jnp.array([[0, 100], [57, -1]])), dense[[[0, 100], [57, -1]]])
+    x, y = (jnp.asarray(rng.standard_normal((3, n)), jnp.float32) for n in dense.shape)
+    close(x @ w, x @ dense)
+    close(y @ w.T, y @ dense.T)
+    close(ops.scale(w, 2.0).densify(), 2 * dense)
 
 
 def test_dense_dimensions_split_and_move():

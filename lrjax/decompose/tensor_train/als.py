@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lrjax.decompose.tensor_train import two_site
 from lrjax.decompose.tensor_train.cores import (
     Digits,
     Train,
@@ -19,9 +20,11 @@ from lrjax.decompose.tensor_train.cores import (
     join,
     separate,
 )
+from lrjax.decompose.tensor_train.local import improve
 from lrjax.decompose.tensor_train.svd import (
     finish,
     pairs,
+    resized,
     right_orthonormal,
     status,
     weight,
@@ -30,15 +33,11 @@ from lrjax.formats.tensor_train import TensorTrain
 from lrjax.linalg import Info
 from lrjax.linalg.driver import iterate
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import to_unit
+from lrjax.linalg.tensor import to_unit, total
 from lrjax.metrics import Metric
 
 SWEEPS = 8
 """Most sweeps, each once to the right and once to the left."""
-
-STEPS = 4
-"""Conjugate-gradient steps a core. The frames are orthonormal, so that without a metric the first
-step is exact; with one, a few steps of every core beat many of one."""
 
 TOL = 1e-3
 """Relative decrease of the loss below which a sweep counts as still."""
@@ -51,6 +50,7 @@ def tt_als(
     metric: Metric | None = None,
     sweeps: int | Array = SWEEPS,
     tol: float | Array = TOL,
+    ranks: Sequence[int] | None = None,
 ) -> tuple[TensorTrain, Info]:
     """A train of the ranks of `init` that lowers tr(D' rows D cols), D = W - W', core by core.
 
@@ -59,32 +59,42 @@ def tt_als(
     preconditioned by the mean weight of each digit. They cannot raise the loss, nor can a sweep:
     the objective is monotone, and the best iterate is what comes back. Padding weighs nothing.
 
+    With `ranks`, sweeps are two-site ones (`two_site.sweep`): neighbours are solved together and
+    cut apart again at these ranks, which may be higher or lower than those of `init`. A pair sees
+    directions that no single core can turn to; it costs a digit times more.
+
     Args:
       w: matrices, stack axes leading.
       init: a train for the same matrices, e.g. from `tt_svd`.
       metric: what error means; None is the Frobenius norm.
       sweeps: most sweeps.
       tol: relative decrease of the loss that ends the run; may be traced.
+      ranks: of the result, for two-site sweeps; None keeps those of `init`, core by core.
 
     Returns:
       The weight and Info; the residual is the square root of the loss.
 
     Raises:
       ShapeError: `init` is of another shape.
-      RankError: the ranks of `init` are more than its digits can use.
+      RankError: the ranks of `init`, or those asked for, are more than its digits can use.
     """
     rows, cols = init.modes
     check_digits(w, rows, cols)
     check_ranks(pairs(rows, cols), init.rank)
+    if ranks is not None:
+        init = resized(init, check_ranks(pairs(rows, cols), ranks))
     sides = (metric or Metric()).broadcast(w.shape[:-2]).arrays()
     cores, info = _solve(
-        lax.stop_gradient(w), *sides, init.cores, tol, sweeps, rows=rows, cols=cols
-    )
+        lax.stop_gradient(w), *sides, init.cores, tol, sweeps,
+        rows=rows, cols=cols, paired=ranks is not None,
+    )  # fmt: skip
     return weight(cores, w), info
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "cols"))
-def _solve(w, row_side, col_side, start, tol, sweeps, *, rows: Digits, cols: Digits):
+@functools.partial(jax.jit, static_argnames=("rows", "cols", "paired"))
+def _solve(w, row_side, col_side, start, tol, sweeps, *, rows: Digits, cols: Digits, paired: bool):
+    once = two_site.sweep if paired else _sweep
+
     def single(w: Array, p: Array | None, q: Array | None, *cores: Array) -> tuple[Any, Info]:
         x, unit, finite = to_unit(interleave(w, rows, cols))
         sides = [s for s in (p, q) if s is not None]
@@ -102,11 +112,11 @@ def _solve(w, row_side, col_side, start, tol, sweeps, *, rows: Digits, cols: Dig
 
         def loss(train: Train) -> Array:
             miss = x - join(train).reshape(x.shape)
-            return jnp.sum(miss * weigh(miss))
+            return total(miss * weigh(miss))
 
         target = weigh(x)
-        step = lambda train, _: (moved := _sweep(train, target, weigh, means), loss(moved))
-        floor = 1e-13 * jnp.sum(x * target)
+        step = lambda train, _: (moved := once(train, target, weigh, means), loss(moved))
+        floor = 1e-13 * total(x * target)
         train, progress = iterate(step, train, loss(train), steps=sweeps, tol=tol, goal=floor)
         scale = functools.reduce(jnp.multiply, map(jnp.sqrt, levels), 1 / unit)
         residual = jnp.sqrt(jnp.maximum(progress.objective, 0)) * scale
@@ -162,7 +172,7 @@ def _sweep(train: Train, target: Array, weigh: Callable[[Array], Array], means: 
         right[k - 1] = join((train[k], right[k]))
     left, cores = [jnp.ones((1, 1, 1))] * d, list(train)
     for k in range(d):
-        cores[k] = _core(cores[k], left[k], right[k], target, weigh, means[k])
+        cores[k] = improve(cores[k], left[k], right[k], target, weigh, means[k])
         if k < d - 1:
             core, after = cores[k], cores[k + 1]
             frame, carry = jnp.linalg.qr(core.reshape(-1, core.shape[-1]))
@@ -179,39 +189,5 @@ def _sweep(train: Train, target: Array, weigh: Callable[[Array], Array], means: 
             *before.shape[:2], -1
         )
         right[k - 1] = join((cores[k], right[k]))
-        cores[k - 1] = _core(cores[k - 1], left[k - 1], right[k - 1], target, weigh, means[k - 1])
+        cores[k - 1] = improve(cores[k - 1], left[k - 1], right[k - 1], target, weigh, means[k - 1])
     return tuple(cores)
-
-
-def _core(core, left, right, target, weigh, mean) -> Array:
-    """Conjugate-gradient steps on one core; `left` [1, P, r] and `right` [s, Q, 1] are frames."""
-    left, right = left[0], right[..., 0]
-    p, q = left.shape[0], right.shape[1]
-
-    def project(y: Array) -> Array:
-        y = dot(left.T, y.reshape(p, -1)).reshape(-1, q)
-        return dot(y, right.T).reshape(core.shape)
-
-    def normal(g: Array) -> Array:
-        y = dot(g.reshape(-1, right.shape[0]), right).reshape(g.shape[0], -1)
-        return project(weigh(dot(left, y).reshape(target.shape)))
-
-    level = 1e-6 * jnp.max(mean)
-    scale = (1 / jnp.where(mean > level, mean, jnp.where(level > 0, level, 1)))[:, None]
-    residual = project(target) - normal(core)
-    direction = scale * residual
-
-    def step(_, state):
-        core, residual, direction, power = state
-        image = normal(direction)
-        curvature = jnp.sum(direction * image)
-        usable = (curvature > 0) & (power > 0)
-        length = jnp.where(usable, power / jnp.where(usable, curvature, 1), 0)
-        core, residual = core + length * direction, residual - length * image
-        conditioned = scale * residual
-        now = jnp.sum(residual * conditioned)
-        share = jnp.where(power > 0, now / jnp.where(power > 0, power, 1), 0)
-        return core, residual, conditioned + share * direction, now
-
-    state = (core, residual, direction, jnp.sum(residual * direction))
-    return lax.fori_loop(0, STEPS, step, state)[0]

@@ -27,8 +27,12 @@ def interleave(w: Shaped[Array, "*S M N"], rows: Digits, cols: Digits) -> Shaped
     missing = ((0, math.prod(rows) - m), (0, math.prod(cols) - n))
     if missing != ((0, 0), (0, 0)):
         w = jnp.pad(w, ((0, 0),) * s + missing)
-    pairs = [axis for k in range(d) for axis in (s + k, s + d + k)]
-    w = w.reshape(*stack, *rows, *cols).transpose((*range(s), *pairs))
+    # Digits of one value stay out of the transpose, which is none where columns have no digits.
+    sizes = (*rows, *cols)
+    order = [axis for k in range(d) for axis in (k, d + k) if sizes[axis] > 1]
+    kept = sorted(order)
+    w = w.reshape(*stack, *(sizes[axis] for axis in kept))
+    w = w.transpose((*range(s), *(s + kept.index(axis) for axis in order)))
     return w.reshape(*stack, *(a * b for a, b in zip(rows, cols, strict=True)))
 
 

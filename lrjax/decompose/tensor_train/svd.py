@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,26 @@ from lrjax.decompose.tensor_train.cores import (
     check_ranks,
     interleave,
     join,
+    separate,
 )
+from lrjax.decompose.tensor_train.cut import CHUNK, cut
 from lrjax.formats.tensor_train import TensorTrain
 from lrjax.linalg import Accuracy, Info, Status, singular_values, truncated_svd
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import to_unit
+from lrjax.linalg.tensor import total
 
 GRAM_TOLERANCE = 1e-3
 """Relative tolerance below which singular values come from the full SVD: those of a Gram in
 float32 are rounding below 3e-4 of the largest."""
+
+
+class Split(NamedTuple):
+    """Cores of unit * X, all but the last orthonormal, and what was seen of X on the way."""
+
+    cores: Train
+    unit: Array
+    finite: Array
+    deficient: Array
 
 
 def tt_svd(
@@ -108,34 +119,76 @@ def weight(cores: tuple[Array, ...], w: Any) -> TensorTrain:
     return dataclasses.replace(train, rows=rows, cols=cols)
 
 
-def split(
-    x: Float[Array, "*d"], ranks: tuple[int, ...], key: Array, accuracy: Accuracy
-) -> tuple[Train, Array]:
-    """The cores of one tensor, and whether a rank exceeds the tensor's."""
-    cores, deficient, rest, last = [], jnp.zeros((), bool), x, 1
+def split(x: Float[Array, "*d"], ranks: tuple[int, ...], key: Array, accuracy: Accuracy) -> Split:
+    """The cores of one tensor, left to right; the tensor is read, never copied."""
+    unit, finite = unit_of(x)
+    cores, deficient, rest, last, scale = [], jnp.zeros((), bool), x, 1, unit
     for size, rank in zip(x.shape[:-1], ranks, strict=True):
-        svd, info = truncated_svd(rest.reshape(last * size, -1), rank, key=key, accuracy=accuracy)
-        deficient |= info.status == int(Status.RANK_DEFICIENT)
-        cores.append(svd.u.reshape(last, size, rank))
-        rest, last = svd.s[:, None] * svd.vt, rank
-    return (*cores, rest.reshape(last, x.shape[-1], 1)), deficient
+        left, rest, short = cut(rest.reshape(last * size, -1), rank, scale, finite, key, accuracy)
+        cores.append(left.reshape(last, size, rank))
+        deficient, last, scale = deficient | short, rank, 1.0
+    rest = rest if cores else x * unit
+    return Split((*cores, rest.reshape(last, x.shape[-1], 1)), unit, finite, deficient)
+
+
+def unit_of(x: Float[Array, "*d"]) -> tuple[Array, Array]:
+    """The unit that brings X's peak to one, and whether X is finite: two readings, no copy."""
+    peak = jnp.max(jnp.abs(x))
+    usable = (peak > 0) & jnp.isfinite(peak)
+    unit = jnp.where(usable, 1 / jnp.where(usable, peak, 1), 1)
+    return unit, jnp.isfinite(total(x * unit))  # XLA's maximum may pass over a NaN, sums do not
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "cols", "ranks", "accuracy"))
 def _solve(w, key, *, rows: Digits, cols: Digits, ranks: tuple[int, ...], accuracy: Accuracy):
-    real = interleave(jnp.ones(w.shape[-2:], bool), rows, cols)
-
-    def single(x: Array) -> tuple[Any, Info]:
-        y, unit, finite = to_unit(x)
-        cores, deficient = split(y, ranks, key, accuracy)
-        missed = jnp.sqrt(jnp.sum((y - join(cores).reshape(y.shape)) ** 2, where=real))
-        return finish(cores, unit, finite, rows, cols), Info(
-            jnp.where(finite, missed / unit, jnp.nan),
+    def single(w: Array) -> tuple[Any, Info]:
+        x = interleave(w, rows, cols)
+        found = split(x, ranks, key, accuracy)
+        missed = residual(x, found) - padding(found.cores, rows, cols, w.shape)
+        missed = jnp.sqrt(jnp.maximum(missed, 0)) / found.unit
+        cores = finish(found.cores, found.unit, found.finite, rows, cols)
+        return cores, Info(
+            jnp.where(found.finite, missed, jnp.nan),
             jnp.ones((), jnp.int32),
-            status(finite, deficient),
+            status(found.finite, found.deficient),
         )
 
-    return over_stack(single, [interleave(working(w), rows, cols)], core=len(rows))
+    return over_stack(single, [working(w)], core=2)
+
+
+def residual(x: Float[Array, "*d"], found: Split) -> Array:
+    """|unit X - X'|^2 from the difference, some columns of the first unfolding at a time."""
+    first, *others = found.cores
+    a, left = x.reshape(x.shape[0], -1), first.reshape(x.shape[0], -1)
+    right = join((*others, jnp.ones((1, 1, 1)))).reshape(left.shape[1], -1)
+    n = a.shape[1]
+
+    def of(start: Array | int, width: int) -> Array:
+        part = lambda y: lax.dynamic_slice_in_dim(y, start, width, axis=1)
+        return total((part(a) * found.unit - dot(left, part(right))) ** 2)
+
+    count = n // CHUNK
+    tail = of(count * CHUNK, n % CHUNK) if n % CHUNK else jnp.zeros((), a.dtype)
+    if not count:
+        return tail
+    return lax.fori_loop(0, count, lambda i, sum_: sum_ + of(i * CHUNK, CHUNK), tail)
+
+
+def padding(cores: Train, rows: Digits, cols: Digits, shape: tuple[int, int]) -> Array:
+    """The squares of what the cores put into the padding, all of it under the last first digit."""
+    (m, n), (first, *others) = shape, cores
+    first = first.reshape(rows[0], cols[0], -1)
+    energy = jnp.zeros((), first.dtype)
+    whole = math.prod(rows), math.prod(cols)
+    if m < whole[0]:
+        tail = join((first[-1:].reshape(1, cols[0], -1), *others))
+        tail = separate(tail, (1, *rows[1:]), cols)
+        energy += jnp.sum(tail[m - whole[0] :] ** 2)
+    if n < whole[1]:
+        tail = join((first[:, -1:].reshape(1, rows[0], -1), *others))
+        tail = separate(tail, rows, (1, *cols[1:]))
+        energy += jnp.sum(tail[:m, n - whole[1] :] ** 2)
+    return energy
 
 
 def finish(cores: Train, unit: Array, finite: Array, rows: Digits, cols: Digits) -> Any:
@@ -168,6 +221,21 @@ def rounded(w: TensorTrain, ranks: Sequence[int], *, key: Array | None = None) -
     key = jax.random.key(0) if key is None else key
     cores = _round(w.cores, key, ranks=ranks)
     return dataclasses.replace(w, cores=tuple(c.astype(w.dtype) for c in cores))
+
+
+def resized(w: TensorTrain, ranks: tuple[int, ...]) -> TensorTrain:
+    """The train at these ranks: rounded where they are lower, padded with zeros where higher."""
+    if any(a < b for a, b in zip(ranks, w.rank, strict=True)):
+        w = rounded(w, ranks)
+    chain = (1, *ranks, 1)
+
+    def padded(core: Array, k: int) -> Array:
+        grow = [(0, 0)] * core.ndim
+        grow[-4] = (0, chain[k] - core.shape[-4])
+        grow[-1] = (0, chain[k + 1] - core.shape[-1])
+        return jnp.pad(core, grow)
+
+    return dataclasses.replace(w, cores=tuple(padded(c, k) for k, c in enumerate(w.cores)))
 
 
 @functools.partial(jax.jit, static_argnames=("ranks",))

@@ -14,7 +14,6 @@ from lrjax.decompose.tensor_train.svd import split, status
 from lrjax.formats.token_train import TokenTrain
 from lrjax.linalg import Accuracy, Info, Status
 from lrjax.linalg.stack import over_stack, working
-from lrjax.linalg.tensor import to_unit
 
 
 def token_train(
@@ -54,9 +53,8 @@ def _solve(w, key, *, digits: Digits, ranks: tuple[int, ...]):
     x = jnp.pad(working(w), ((0, 0),) * (w.ndim - 1) + ((0, missing),))
 
     def row(x: Array):
-        y, unit, finite = to_unit(x.reshape(digits))
-        cores, deficient = split(y, ranks, key, Accuracy.DEFAULT)
-        missed = jnp.sum((y.ravel() - join(cores).ravel())[: w.shape[-1]] ** 2)
+        cores, unit, finite, deficient = split(x.reshape(digits), ranks, key, Accuracy.DEFAULT)
+        missed = jnp.sum((x * unit - join(cores).ravel())[: w.shape[-1]] ** 2)
         *others, last = (jnp.where(finite, core, 0) for core in cores)
         unit = jnp.where(finite, 1 / unit, 0)
         return (*others, last * unit), jnp.sqrt(missed) * unit, status(finite, deficient)

@@ -15,7 +15,7 @@ from lrjax.linalg import Info, Status, truncated_svd, whiten
 from lrjax.linalg.driver import iterate
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import expand, mode_product, project, sweep, to_unit, unfold
+from lrjax.linalg.tensor import expand, mode_product, project, sweep, to_unit, total, unfold
 
 Ranks = tuple[int | None, ...]
 
@@ -132,15 +132,15 @@ def _solve(x, grams, start, key, tol, sweeps, *, ranks: Ranks):
                 finite &= jnp.all(jnp.isfinite(gram))
                 root, inverses[k] = roots(jnp.where(finite, working(gram), 0))
                 y = mode_product(y, root, k)
-        total = jnp.sum(y**2)
+        energy = total(y**2)
         factors, deficient = _initial(y, ranks, modes, rest[count:], key)
         core = project(y, factors, modes)
-        first = _error(y, core, factors, total)
-        step = lambda state, _: _step(y, modes, total, key, state)
+        first = _error(y, core, factors, energy)
+        step = lambda state, _: _step(y, modes, energy, key, state)
         (factors, core), progress = iterate(
-            step, (factors, core), first, steps=sweeps, tol=tol, goal=1e-14 * total
+            step, (factors, core), first, steps=sweeps, tol=tol, goal=1e-14 * energy
         )
-        missed = jnp.sqrt(jnp.sum((y - expand(core, factors)) ** 2)) / unit
+        missed = jnp.sqrt(total((y - expand(core, factors)) ** 2)) / unit
         outer = tuple(dot(inverses[k], f) if k in inverses else f for k, f in enumerate(factors))
         clean = lambda a: jnp.where(finite, a, 0).astype(a.dtype)
         settled = progress.converged | (sweeps == 0) | (tol <= 0)
@@ -178,12 +178,12 @@ def _initial(y: Array, ranks: Ranks, modes: list[int], start, key: Array) -> tup
     return tuple(factors), deficient
 
 
-def _step(y: Array, modes: list[int], total: Array, key: Array, state: Any) -> Any:
+def _step(y: Array, modes: list[int], energy: Array, key: Array, state: Any) -> Any:
     """One sweep, and the squared error after it."""
     update = lambda k, z, factors: _leading(z, k, factors[k].shape[1], key)[0]
     factors = sweep(y, state[0], modes, update)
     core = project(y, factors, modes)
-    return (factors, core), _error(y, core, factors, total)
+    return (factors, core), _error(y, core, factors, energy)
 
 
 def _leading(y: Array, mode: int, rank: int, key: Array) -> tuple[Float[Array, "n r"], Array]:
@@ -195,11 +195,11 @@ def _leading(y: Array, mode: int, rank: int, key: Array) -> tuple[Float[Array, "
     return fix_signs(f.T)[0].T, info.status
 
 
-def _error(y: Array, core: Array, factors: Any, total: Array) -> Array:
+def _error(y: Array, core: Array, factors: Any, energy: Array) -> Array:
     """|Y - core x F|^2: from the norms of both while they differ in enough digits."""
-    cheap = total - jnp.sum(core**2)
-    direct = lambda: jnp.sum((y - expand(core, factors)) ** 2)
-    return lax.cond(cheap > CANCELS * total, lambda: cheap, direct)
+    cheap = energy - total(core**2)
+    direct = lambda: total((y - expand(core, factors)) ** 2)
+    return lax.cond(cheap > CANCELS * energy, lambda: cheap, direct)
 
 
 def _orthonormal(f: Float[Array, "n r"]) -> Float[Array, "n r"]:
