@@ -44,7 +44,7 @@ HEADS = Tucker(modes=(384, 12, 32), smallest=2)  # d_model, heads, head_dim
 FORMATS: dict[str, Mapping[str, Spec]] = {
     "SVD": {KERNELS: SVD()},
     "Tucker": {"encoder/**/attention/*/kernel": HEADS, KERNELS: Tucker()},
-    "Kronecker": {KERNELS: Kronecker()},
+    "Kronecker": {KERNELS: Kronecker(shape=(32, 32), sweeps=4)},
     "TensorTrain": {KERNELS: TensorTrain(count=2)},
     "BlockSVD": {KERNELS: BlockSVD()},
     "BLAST": {KERNELS: BLAST(sweeps=15)},
@@ -57,7 +57,7 @@ MIXTURE: Mapping[str, Spec] = {
     "encoder/**/key/kernel": SharedBasis(),
     "encoder/**/value/kernel": TensorTrain(count=2),
     "encoder/**/attention/output/kernel": BLAST(sweeps=15),
-    "encoder/**/up/kernel": Kronecker(),
+    "encoder/**/up/kernel": Kronecker(shape=(32, 32), sweeps=4),
     "encoder/**/down/kernel": NMF(iterations=60),
 }
 

@@ -366,7 +366,7 @@ class TestCandidates:
         """The sum of a Tucker form's tails is up to twice what it loses."""
         rng = np.random.default_rng(1)
         params = {"w": matrix(rng, 40, 24, 0.3)}
-        rules, spec = {"w": [Tucker(smallest=1), Kronecker(shape=(8, 4))]}, Tucker(smallest=1)
+        rules, spec = {"w": [Tucker(smallest=1), Kronecker(1, (8, 4))]}, Tucker(smallest=1)
         budget = Budget(keep=0.4)
         bound = plan(params, rules, budget=budget, trials=False)
         tried = plan(params, rules, budget=budget)

@@ -17,10 +17,10 @@ from lrjax.linalg.stack import dot, over_stack, working
 from lrjax.linalg.tensor import to_unit
 from lrjax.linalg.whitening import solve_ridge, sqrt_psd, whiten
 
-SWEEPS = 20
+SWEEPS = 8
 """Most sweeps of alternating least squares."""
 
-CG_STEPS = 8
+CG_STEPS = 5
 """Steps of conjugate gradients for one basis: a sweep only has to go down, not to finish."""
 
 RIDGE = 1e-7, 1e-3
@@ -46,7 +46,7 @@ def shared_basis(
     rows: Array | None = None,
     cols: Array | None = None,
     sweeps: int | Array = SWEEPS,
-    tol: float | Array = 1e-4,
+    tol: float | Array = 1e-3,
 ) -> tuple[SharedBasis, Info]:
     """Bases shared by S matrices: min sum_s tr(D_s' A_s D_s G_s), D_s = W_s - left core_s right.
 
