@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from lrjax.formats.contract import Order, contract
 from lrjax.formats.network import Network, Unsupported
+from lrjax.ops import depthwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,14 +206,17 @@ def _stage(
         kernel = contract(core, order, order=Order.FLOPS, precision=precision, out_dtype=dtype)
     extent = tuple(math.prod(size(run)) if d in dims else 1 for d, run in enumerate(spatial))
     letters = string.ascii_lowercase[: len(axes)]
-    y = lax.conv_general_dilated(
-        x,
-        kernel.reshape((*extent, math.prod(size(summed)), -1)),
-        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
-        feature_group_count=math.prod(size(grouped)),
-        precision=precision,
-        **window.over(dims),
-    )
+    if core and grouped and not summed and not leaving and depthwise.pays(extent):
+        y = depthwise.shifted(x, kernel.reshape((*extent, -1)), **window.over(dims))
+    else:
+        y = lax.conv_general_dilated(
+            x,
+            kernel.reshape((*extent, math.prod(size(summed)), -1)),
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+            feature_group_count=math.prod(size(grouped)),
+            precision=precision,
+            **window.over(dims),
+        )
     y = y.reshape((*lead, *y.shape[1:-1], *size(grouped), *size(leaving)))
     held = (*passing, *grouped, *leaving)
     source = ("batch", *passing, *axes, *grouped, *leaving)
