@@ -36,11 +36,11 @@ def evaluate(
         with watch("read", None):
             found = source.read(path)
             dense = source.read(against) if against is not None else None
-        if found.model is None and (dense is None or texts is not None):
+        if found.encoder is None and (dense is None or texts is not None):
             raise CheckpointError(
                 message(
                     path=str(path),
-                    got=f"weights without a model ({found.kind})",
+                    got=f"weights without a model that encodes texts ({found.kind})",
                     expected="an encoder of the zoo, or --against to compare with",
                     todo="Add --against DENSE, without --texts.",
                 )
@@ -52,7 +52,7 @@ def evaluate(
                 weights, only_a, only_b = compare(dense.params, found.params)
             _same_weights(path, against, only_a + only_b)
             rows[-1]["error"] = total(weights)["error"]
-        if found.model is not None:
+        if found.encoder is not None:
             _measure(rows, found, dense, texts, pairs, watch)
     emit({"rows": rows}, _text(rows), as_json=as_json)
 

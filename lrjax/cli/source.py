@@ -41,6 +41,13 @@ class Source:
     model: Any = None
 
     @property
+    def encoder(self) -> Any:
+        """The model, if it gives the hidden states of texts; else None."""
+        from lrjax import zoo
+
+        return self.model if isinstance(self.model, zoo.Bert | zoo.Albert) else None
+
+    @property
     def companions(self) -> list[Path]:
         """Tokenizer, config and licence files beside the weights."""
         folder = self.path if self.path.is_dir() else self.path.parent

@@ -47,7 +47,7 @@ def embedder(source: Source) -> Callable[..., Any]:
     from lrjax.zoo import sentence_embedder
 
     need_encoder(source)
-    return jax.jit(sentence_embedder(source.model))
+    return jax.jit(sentence_embedder(source.encoder))
 
 
 def calibrate(
@@ -82,16 +82,16 @@ def calibrate(
 
 
 def need_encoder(source: Source) -> None:
-    """Refuses a source whose model is not known.
+    """Refuses a source whose model is no encoder, or not known.
 
     Raises:
         CheckpointError: it is not.
     """
-    if source.model is None:
+    if source.encoder is None:
         raise CheckpointError(
             message(
                 path=str(source.path),
-                got=f"weights without a model ({source.kind})",
+                got=f"weights without a model that encodes texts ({source.kind})",
                 expected="an encoder of the zoo, with config.json and tokenizer.json",
                 todo="Leave --texts out, or calibrate from Python with lrjax.calibrate.",
             )

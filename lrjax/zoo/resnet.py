@@ -196,8 +196,8 @@ class Statistics(nn.Module):
 
 def max_pool(x: Float[Array, "batch height width c"]) -> Float[Array, "batch h w c"]:
     """The largest of every 3 x 3 window, at every second place."""
-    low, around = jnp.array(-jnp.inf, x.dtype), [(0, 0), (1, 1), (1, 1), (0, 0)]
-    return jax.lax.reduce_window(x, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), around)
+    around = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), around)
 
 
 def convolutions(c: ResNetConfig) -> Iterator[tuple[str, str, int]]:

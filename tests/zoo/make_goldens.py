@@ -40,9 +40,9 @@ TEXT = {
 }
 EXPERTS = {
     "num_key_value_heads": 2,
-    "num_experts": 5,
+    "num_experts": 4,
     "num_experts_per_tok": 2,
-    "moe_intermediate_size": 12,
+    "moe_intermediate_size": 16,
 }
 IMAGE = {
     "hidden_size": 32,
@@ -118,12 +118,14 @@ CASES = {
     "gpt2": (T.GPT2LMHeadModel, T.GPT2Config(**GPT2)),
     "mixtral": (
         T.MixtralForCausalLM,
-        T.MixtralConfig(**TEXT, num_key_value_heads=2, num_local_experts=4),
+        T.MixtralConfig(
+            **TEXT | {"intermediate_size": 16}, num_key_value_heads=2, num_local_experts=4
+        ),
     ),
     "qwen2_moe": (
         T.Qwen2MoeForCausalLM,
         T.Qwen2MoeConfig(
-            **TEXT, **EXPERTS, shared_expert_intermediate_size=20, mlp_only_layers=[0]
+            **TEXT, **EXPERTS, shared_expert_intermediate_size=48, mlp_only_layers=[0]
         ),
     ),
     "qwen3_moe": (

@@ -99,3 +99,13 @@ def test_layout_fills_every_parameter_of_its_shape(name):
         whole = np.prod(t.published(leaves[t.path].shape), dtype=int)
         filled[t.path] = filled.get(t.path, 0) + whole // (t.part[2] if t.part else 1)
     assert filled == {path: leaf.size for path, leaf in leaves.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "resnet"])
+def test_gradients_reach_every_factor(name):
+    model, params, inputs, *_ = golden(name)
+    factored = trees.map_weights(full_rank, params, with_path=True)
+    loss = lambda params: jnp.square(model.apply({"params": params}, **inputs)).sum()
+    for path, leaf in trees.flatten(quick(jax.grad(loss))(factored))[0].items():
+        assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(leaf)), path
