@@ -96,6 +96,7 @@ def best_loss(w, left, a, g):
     return total
 
 
+@pytest.mark.slow
 def test_the_optimum_of_own_metrics_equals_a_generic_optimiser(problem):
     """BFGS on the basis in float64 (SciPy), cores eliminated; from the same start."""
     optimize = pytest.importorskip("scipy.optimize")
