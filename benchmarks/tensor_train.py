@@ -22,7 +22,7 @@ from lrjax import ops
 from lrjax.decompose.tensor_train import tt_svd
 
 CASES = {
-    "tensor 240x256x384, rank 16": ((240, 256, 384), (1, 1, 1), (16, 16)),
+    "tensor 240x256x384, rank 16": ((240, 1, 1), (1, 256, 384), (16, 16)),
     "embedding 30522x768, 3 cores, rank 64": ((30, 30, 34), (8, 8, 12), (64, 64)),
     "embedding 30522x768, 4 cores, rank 48": ((13, 13, 13, 14), (4, 4, 6, 8), (48, 48, 48)),
 }
@@ -33,13 +33,14 @@ def weight(rows: tuple[int, ...], cols: tuple[int, ...]) -> np.ndarray:
     """A matrix of the size that the digits hold, with decaying spectra in both directions."""
     m, n = math.prod(rows), math.prod(cols)
     rng = np.random.default_rng(0)
-    if n == 1:
-        x = rng.standard_normal(rows).astype(np.float32)
-        for k, size in enumerate(rows):
+    if all(1 in pair for pair in zip(rows, cols, strict=True)):
+        shape = [max(pair) for pair in zip(rows, cols, strict=True)]
+        x = rng.standard_normal(shape).astype(np.float32)
+        for k, size in enumerate(shape):
             q = np.linalg.qr(rng.standard_normal((size, size)))[0]
             q *= np.arange(1, size + 1.0) ** -0.7
             x = np.moveaxis(np.tensordot(x, q.astype(np.float32), (k, 1)), -1, k)
-        return np.ascontiguousarray(x).reshape(m, 1)
+        return np.ascontiguousarray(x).reshape(m, n)
     w = rng.standard_normal((m, n)) * np.arange(1, n + 1) ** -0.5
     return (w @ np.linalg.qr(rng.standard_normal((n, n)))[0]).astype(np.float32)
 

@@ -27,8 +27,11 @@ def mode_product(x: Float[Array, "*n"], a: Float[Array, "n r"], mode: int) -> Fl
 
 
 def project(x: Float[Array, "*n"], factors: Sequence[Array | None], modes: Sequence[int]) -> Array:
-    """Mode products with the factors of the given modes, the strongest compression first."""
-    shrink = lambda k: factors[k].shape[1] / factors[k].shape[0]  # pyright: ignore
+    """Mode products with the factors of the given modes, the strongest compression first.
+
+    Of equal ones the last mode: it is contracted in place, one in the middle after a transpose.
+    """
+    shrink = lambda k: (factors[k].shape[1] / factors[k].shape[0], -k)  # pyright: ignore
     for k in sorted(modes, key=shrink):
         x = mode_product(x, factors[k], k)  # pyright: ignore
     return x
@@ -65,6 +68,14 @@ def sweep(
 def total(x: Float[Array, "*n"]) -> Float[Array, ""]:
     """The sum of all entries, row by row: in one run float32 loses a percent of 2e7 squares."""
     return jnp.sum(lax.optimization_barrier(jnp.sum(x, axis=-1)))
+
+
+def unit_of(x: Float[Array, "*n"]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """The unit that brings X's peak to one, and whether X is finite: two readings, no copy."""
+    peak = jnp.max(jnp.abs(x))
+    usable = (peak > 0) & jnp.isfinite(peak)
+    unit = jnp.where(usable, 1 / jnp.where(usable, peak, 1), 1)
+    return unit, jnp.isfinite(total(x * unit))  # XLA's maximum may pass over a NaN, sums do not
 
 
 def to_unit(x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, ""], Bool[Array, ""]]:

@@ -39,6 +39,10 @@ from lrjax.metrics import Metric
 SWEEPS = 8
 """Most sweeps, each once to the right and once to the left."""
 
+PAIRED = 2
+"""Two-site sweeps before single-site ones take over: the first turn the bonds, but every cut after
+a pair is optimal without the metric only, and under one the others go on falling."""
+
 TOL = 1e-3
 """Relative decrease of the loss below which a sweep counts as still."""
 
@@ -59,9 +63,9 @@ def tt_als(
     preconditioned by the mean weight of each digit. They cannot raise the loss, nor can a sweep:
     the objective is monotone, and the best iterate is what comes back. Padding weighs nothing.
 
-    With `ranks`, sweeps are two-site ones (`two_site.sweep`): neighbours are solved together and
-    cut apart again at these ranks, which may be higher or lower than those of `init`. A pair sees
-    directions that no single core can turn to; it costs a digit times more.
+    With `ranks`, the first sweeps are two-site ones (`two_site.sweep`): neighbours are solved
+    together and cut apart again at these ranks, which may be higher or lower than those of `init`.
+    A pair sees directions that no single core can turn to; it costs a digit times more.
 
     Args:
       w: matrices, stack axes leading.
@@ -69,7 +73,7 @@ def tt_als(
       metric: what error means; None is the Frobenius norm.
       sweeps: most sweeps.
       tol: relative decrease of the loss that ends the run; may be traced.
-      ranks: of the result, for two-site sweeps; None keeps those of `init`, core by core.
+      ranks: of the result, by two-site sweeps first; None keeps those of `init`, core by core.
 
     Returns:
       The weight and Info; the residual is the square root of the loss.
@@ -93,7 +97,11 @@ def tt_als(
 
 @functools.partial(jax.jit, static_argnames=("rows", "cols", "paired"))
 def _solve(w, row_side, col_side, start, tol, sweeps, *, rows: Digits, cols: Digits, paired: bool):
-    once = two_site.sweep if paired else _sweep
+    def once(train: Train, i: Array, *problem: Any) -> Train:
+        single = lambda train: _sweep(train, *problem)
+        if not paired:
+            return single(train)
+        return lax.cond(i < PAIRED, lambda train: two_site.sweep(train, *problem), single, train)
 
     def single(w: Array, p: Array | None, q: Array | None, *cores: Array) -> tuple[Any, Info]:
         x, unit, finite = to_unit(interleave(w, rows, cols))
@@ -115,7 +123,7 @@ def _solve(w, row_side, col_side, start, tol, sweeps, *, rows: Digits, cols: Dig
             return total(miss * weigh(miss))
 
         target = weigh(x)
-        step = lambda train, _: (moved := once(train, target, weigh, means), loss(moved))
+        step = lambda train, i: (moved := once(train, i, target, weigh, means), loss(moved))
         floor = 1e-13 * total(x * target)
         train, progress = iterate(step, train, loss(train), steps=sweeps, tol=tol, goal=floor)
         scale = functools.reduce(jnp.multiply, map(jnp.sqrt, levels), 1 / unit)

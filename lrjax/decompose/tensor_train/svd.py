@@ -21,11 +21,11 @@ from lrjax.decompose.tensor_train.cores import (
     join,
     separate,
 )
-from lrjax.decompose.tensor_train.cut import CHUNK, cut
 from lrjax.formats.tensor_train import TensorTrain
 from lrjax.linalg import Accuracy, Info, Status, singular_values, truncated_svd
+from lrjax.linalg.cut import CHUNK, cut
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import total
+from lrjax.linalg.tensor import total, unit_of
 
 GRAM_TOLERANCE = 1e-3
 """Relative tolerance below which singular values come from the full SVD: those of a Gram in
@@ -129,14 +129,6 @@ def split(x: Float[Array, "*d"], ranks: tuple[int, ...], key: Array, accuracy: A
         deficient, last, scale = deficient | short, rank, 1.0
     rest = rest if cores else x * unit
     return Split((*cores, rest.reshape(last, x.shape[-1], 1)), unit, finite, deficient)
-
-
-def unit_of(x: Float[Array, "*d"]) -> tuple[Array, Array]:
-    """The unit that brings X's peak to one, and whether X is finite: two readings, no copy."""
-    peak = jnp.max(jnp.abs(x))
-    usable = (peak > 0) & jnp.isfinite(peak)
-    unit = jnp.where(usable, 1 / jnp.where(usable, peak, 1), 1)
-    return unit, jnp.isfinite(total(x * unit))  # XLA's maximum may pass over a NaN, sums do not
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "cols", "ranks", "accuracy"))

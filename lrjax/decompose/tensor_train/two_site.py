@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lrjax.decompose.tensor_train.cores import Train, join
-from lrjax.decompose.tensor_train.cut import cut
 from lrjax.decompose.tensor_train.local import improve
 from lrjax.linalg import Accuracy
+from lrjax.linalg.cut import cut
 
 
 def sweep(

@@ -11,11 +11,21 @@ from jaxtyping import Array, Float
 
 from lrjax.errors import RankError, ShapeError, message
 from lrjax.formats.tucker import Tucker as TuckerWeight
-from lrjax.linalg import Info, Status, truncated_svd, whiten
+from lrjax.linalg import Accuracy, Info, Status, truncated_svd, whiten
+from lrjax.linalg.cut import cut
 from lrjax.linalg.driver import iterate
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import expand, mode_product, project, sweep, to_unit, total, unfold
+from lrjax.linalg.tensor import (
+    expand,
+    fold,
+    mode_product,
+    project,
+    sweep,
+    total,
+    unfold,
+    unit_of,
+)
 
 Ranks = tuple[int | None, ...]
 
@@ -125,7 +135,8 @@ def _solve(x, grams, start, key, tol, sweeps, *, ranks: Ranks):
     modes = [k for k, rank in enumerate(ranks) if rank is not None]
 
     def single(x: Array, *rest: Array | None) -> Any:
-        y, unit, finite = to_unit(x)
+        unit, finite = unit_of(x)
+        y = x * unit
         inverses: dict[int, Array] = {}
         for k in modes:
             if (gram := rest[k]) is not None:
@@ -133,7 +144,7 @@ def _solve(x, grams, start, key, tol, sweeps, *, ranks: Ranks):
                 root, inverses[k] = roots(jnp.where(finite, working(gram), 0))
                 y = mode_product(y, root, k)
         energy = total(y**2)
-        factors, deficient = _initial(y, ranks, modes, rest[count:], key)
+        factors, deficient = _initial(y, ranks, modes, rest[count:], finite, key)
         core = project(y, factors, modes)
         first = _error(y, core, factors, energy)
         step = lambda state, _: _step(y, modes, energy, key, state)
@@ -164,35 +175,39 @@ def roots(gram: Array) -> tuple[Array, Array]:
     return jnp.diag(root), jnp.diag(jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0))
 
 
-def _initial(y: Array, ranks: Ranks, modes: list[int], start, key: Array) -> tuple[Any, Array]:
+def _initial(
+    y: Array, ranks: Ranks, modes: list[int], start: Any, finite: Array, key: Array
+) -> tuple[Any, Array]:
     """Orthonormal factors by ST-HOSVD, or those given; and whether a rank exceeds the tensor's."""
     factors: list[Array | None] = [None] * len(ranks)
     deficient = jnp.zeros((), bool)
-    for k in sorted(modes, key=lambda k: ranks[k] / y.shape[k]):  # pyright: ignore
+    for k in sorted(modes, key=lambda k: (ranks[k] / y.shape[k], k)):  # pyright: ignore
         if start[k] is None:
-            factors[k], status = _leading(y, k, ranks[k], key)  # pyright: ignore
-            deficient |= status == int(Status.RANK_DEFICIENT)
+            found = cut(unfold(y, k), ranks[k], 1.0, finite, key, Accuracy.DEFAULT)  # pyright: ignore
+            factors[k] = found.left
+            deficient |= found.deficient
+            y = fold(found.rest, k, (*y.shape[:k], ranks[k], *y.shape[k + 1 :]))  # pyright: ignore
         else:
             factors[k] = _orthonormal(working(start[k]))
-        y = mode_product(y, factors[k], k)  # pyright: ignore
+            y = mode_product(y, factors[k], k)  # pyright: ignore
     return tuple(factors), deficient
 
 
 def _step(y: Array, modes: list[int], energy: Array, key: Array, state: Any) -> Any:
     """One sweep, and the squared error after it."""
-    update = lambda k, z, factors: _leading(z, k, factors[k].shape[1], key)[0]
+    update = lambda k, z, factors: _leading(z, k, factors[k].shape[1], key)
     factors = sweep(y, state[0], modes, update)
     core = project(y, factors, modes)
     return (factors, core), _error(y, core, factors, energy)
 
 
-def _leading(y: Array, mode: int, rank: int, key: Array) -> tuple[Float[Array, "n r"], Array]:
-    """Leading left singular vectors of an unfolding, orthonormal, and the status of the solve."""
+def _leading(y: Array, mode: int, rank: int, key: Array) -> Float[Array, "n r"]:
+    """Leading left singular vectors of an unfolding, orthonormal."""
     matrix = unfold(y, mode)
-    svd, info = truncated_svd(matrix, rank, key=key)
+    u = truncated_svd(matrix, rank, key=key)[0].u
     # The vectors of the shorter side are orthonormal, the others are normalised images of those.
-    f = svd.u if matrix.shape[0] < matrix.shape[1] else _orthonormal(svd.u)
-    return fix_signs(f.T)[0].T, info.status
+    f = u if matrix.shape[0] < matrix.shape[1] else _orthonormal(u)
+    return fix_signs(f.T)[0].T
 
 
 def _error(y: Array, core: Array, factors: Any, energy: Array) -> Array:

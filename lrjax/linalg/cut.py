@@ -1,4 +1,4 @@
-"""One cut of a train: the leading left vectors of an unfolding, and what is left to be cut."""
+"""One cut of a tensor: the leading left vectors of an unfolding, and what is left to be cut."""
 
 import math
 from typing import NamedTuple
@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from lrjax.linalg import Accuracy, truncated_svd
 from lrjax.linalg.khatri_rao import khatri_rao
 from lrjax.linalg.orthonormal import fix_signs
-from lrjax.linalg.policy import EIGH_SHARE, EIGH_SIZE
+from lrjax.linalg.policy import EIGH_SHARE, EIGH_SIZE, Accuracy
 from lrjax.linalg.stack import dot
-from lrjax.linalg.truncated import is_rounding
+from lrjax.linalg.truncated import is_rounding, truncated_svd
 
 SURPLUS = 10
 """Width of a sketch beyond the rank; the basis is twice as wide."""
