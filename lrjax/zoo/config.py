@@ -74,7 +74,7 @@ class Config:
         built = not set(keys.values()) & read.keys()
         for field in _fields(type(self)):
             key, value = keys[field.name], getattr(self, field.name)
-            if built or key in read or value != field.default:
+            if key in read or value != field.default or (built and value is not None):
                 written[key] = _thawed(value)
         return {**read, **written}
 
@@ -117,7 +117,7 @@ def _read(name: str, value: Any, kind: Any) -> Any:
     if not any(_fits(value, k) for k in kinds):
         refuse(name, repr(value), " or ".join(getattr(k, "__name__", str(k)) for k in kinds))
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if float in kinds and whole else _frozen(value)
+    return float(value) if whole and float in kinds and int not in kinds else _frozen(value)
 
 
 def _fits(value: Any, kind: Any) -> bool:
