@@ -30,7 +30,9 @@ class TensorTrain(Factored):
 
     A row is looked up by its digits, from d small slices; a product streams through the cores, so
     that the table never forms, in either direction (Oseledets, 2011; Novikov et al.,
-    arXiv:1509.06569).
+    arXiv:1509.06569). That saves memory, not time: the stream carries a bond beside every digit.
+    A 1000 x 64 head of rank 16 takes 9 ms for 512 rows on one core, 0.6 ms dense; a lookup of as
+    many rows 0.6 against 0.3 ms.
     """
 
     cores: tuple[Float[Array, "*B _ m n _"] | Any, ...] | Any
