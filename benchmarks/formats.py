@@ -3,8 +3,9 @@
 python benchmarks/formats.py [--kind linear] [--format Kronecker] [--seconds 2] [--out FILE]
 
 Weights are random; what is measured is the time of one application through `lift`, beside dense,
-and the limit that FLOPs set (dense over factored, as XLA counts what it compiled). Reading rows
-of a table takes no FLOPs, so there the limit is left out and the bytes speak.
+and the limit that FLOPs set (dense over factored, as XLA counts what it compiled). `formed` is
+`lift(order=Order.FLOPS)`, which may form the weight within the step where that is less work.
+Reading rows of a table takes no FLOPs, so there the limit is left out and the bytes speak.
 """
 
 import argparse
@@ -23,11 +24,22 @@ from rich.console import Console
 from rich.table import Table
 
 import lrjax as lr
-from lrjax.formats.cp import CP
-from lrjax.formats.kronecker import Kronecker
-from lrjax.formats.layout import Layout, low_rank
-from lrjax.formats.tensor_train import TensorTrain
-from lrjax.formats.tucker import Tucker
+from lrjax.formats import (
+    BLAST,
+    CP,
+    HODLR,
+    BlockLowRank,
+    Diagonal,
+    Kronecker,
+    Layout,
+    Monarch,
+    Order,
+    Sparse,
+    Sum,
+    TensorTrain,
+    Tucker,
+)
+from lrjax.formats.layout import low_rank
 from lrjax.ops import take
 
 BATCHES = (1, 32, 512)
@@ -72,6 +84,13 @@ def train(rows: tuple[int, ...], cols: tuple[int, ...], rank: int) -> TensorTrai
     return TensorTrain(tuple(normal(*shape) for shape in shapes))
 
 
+def sparse(m: int, n: int, count: int) -> Sparse:
+    """`count` entries a column, spread evenly over groups of 256 rows."""
+    groups = m // 256
+    index = jnp.arange(n * groups * (count // groups)).reshape(n, groups, -1) * 37 % 256
+    return Sparse(normal(*index.shape), index.astype(jnp.float32), 256)
+
+
 def weights(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Formats of a kind of layer, at a keep where each is meant to be used."""
     if kind == "linear":
@@ -80,6 +99,22 @@ def weights(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "Kronecker, 4 terms", lambda: Kronecker(normal(4, 24, 96), normal(4, 32, 32))
         yield "Kronecker, 16 terms", lambda: Kronecker(normal(16, 24, 48), normal(16, 32, 64))
         yield "TensorTrain", lambda: train((24, 32), (48, 64), 16)
+        yield "BlockLowRank 4x4", lambda: BlockLowRank(normal(4, 192, 128), normal(4, 128, 768))
+        yield (
+            "BLAST 4x4",
+            lambda: BLAST(normal(4, 192, 160), normal(4, 4, 160), normal(4, 160, 768)),
+        )
+        yield "Monarch", lambda: Monarch(normal(24, 32, 32, 2), normal(32, 24, 2, 96))
+        yield (
+            "HODLR, 2 levels",
+            lambda: HODLR(
+                normal(4, 192, 768),
+                (normal(2, 384, 48), normal(4, 192, 24)),
+                (normal(2, 48, 1536), normal(4, 24, 768)),
+            ),
+        )
+        yield "LowRank + Sparse", lambda: Sum((matrix(M, N, 96), sparse(M, N, 16)))
+        yield "LowRank + Diagonal", lambda: Sum((matrix(M, N, 144), Diagonal(normal(1, 4, M))))
         yield (
             "Tucker, heads",
             lambda: Tucker(normal(192, 24, 64), (normal(M, 192), normal(48, 24), None), (M,), (N,)),
@@ -88,6 +123,7 @@ def weights(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "LowRank", lambda: matrix(VOCAB, WIDTH, 96)
         yield "Kronecker, 8 terms", lambda: Kronecker(normal(8, 512, 16), normal(8, 60, 24))
         yield "TensorTrain", lambda: train((30, 32, 32), (6, 8, 8), 32)
+        yield "BlockLowRank 8x1", lambda: BlockLowRank(normal(8, 3840, 96), normal(1, 768, WIDTH))
         yield (
             "Tucker",
             lambda: Tucker(
@@ -139,6 +175,7 @@ class Result:
     batch: int
     dense: float
     factored: float
+    formed: float
     limit: float | None
 
     @property
@@ -153,7 +190,11 @@ def measure(layer: Layer, name: str, weight: Any, batch: int, seconds: float) ->
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     params = lr.ops.cost(weight).params / math.prod(layer.shape)
     times = int(np.clip(2e9 // (2 * math.prod(layer.shape) * math.prod(shape[:-1])), 1, 400))
-    forms = {"dense": (layer.apply, lr.densify(weight)), "factored": (lr.lift(layer.apply), weight)}
+    forms = {
+        "dense": (layer.apply, lr.densify(weight)),
+        "factored": (lr.lift(layer.apply), weight),
+        "formed": (lr.lift(layer.apply, order=Order.FLOPS), weight),
+    }
     flops, runs = {}, []
     for form, (f, w) in forms.items():
         flops[form] = cost(jax.jit(f).lower(w, x).compile())
@@ -162,17 +203,29 @@ def measure(layer: Layer, name: str, weight: Any, batch: int, seconds: float) ->
     rows = compete(f"{layer.name}, {name}, batch {batch}", runs, seconds=seconds, least=5)
     time = {r.name: 1e6 * r.median / times for r in rows}
     limit = None if layer.name.startswith("table") else flops["dense"] / flops["factored"]
-    return Result(layer.name, name, round(params, 4), batch, time["dense"], time["factored"], limit)
+    measured = (time["dense"], time["factored"], time["formed"])
+    return Result(layer.name, name, round(params, 4), batch, *measured, limit)
 
 
 def show(results: list[Result]) -> None:
     """The table, to stderr."""
     view = Table(title="time of one application, microseconds", title_justify="left")
-    for column in ("layer", "format", "keep", "batch", "dense", "factored", "speedup", "limit"):
+    for column in (
+        "layer",
+        "format",
+        "keep",
+        "batch",
+        "dense",
+        "factored",
+        "formed",
+        "speedup",
+        "limit",
+    ):
         view.add_column(column, justify="left" if column in ("layer", "format") else "right")
     for r in results:
         limit = "" if r.limit is None else f"{r.limit:.2f}"
-        numbers = (f"{r.keep:.3f}", str(r.batch), f"{r.dense:.1f}", f"{r.factored:.1f}")
+        times = (f"{t:.1f}" for t in (r.dense, r.factored, r.formed))
+        numbers = (f"{r.keep:.3f}", str(r.batch), *times)
         view.add_row(r.layer, r.name, *numbers, f"{r.speedup:.2f}", limit)
     Console(stderr=True, width=140).print(view)
 
