@@ -54,7 +54,7 @@ def contestants(name: str, solver: str, count: int) -> list[Contestant]:
         found, _ = nmf(on_device, rank, iterations=iterations, tol=0.0)
         return found.left, found.right
 
-    enough = next((n for n in range(5, count + 5, 5) if loss(ours(n)) <= goal), count)
+    enough = next((n for n in range(5, 2 * count + 5, 5) if loss(ours(n)) <= goal), 2 * count)
     excess = lambda pair: loss(pair) / goal - 1
     return [
         Contestant(f"lrjax, {enough} iterations", lambda: ours(enough), excess, True),

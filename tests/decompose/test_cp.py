@@ -11,6 +11,7 @@ import pytest
 from lrjax import ops
 from lrjax.decompose.cp import CP, correct, cp, weighted_cp
 from lrjax.decompose.cp.als import als
+from lrjax.decompose.cp.fit import _solve
 from lrjax.decompose.probe import rank_curve
 from lrjax.decompose.spec import solve, spec_from_json
 from lrjax.errors import RankError, ShapeError
@@ -63,10 +64,13 @@ def test_every_planted_problem_is_solved():
 
 
 def test_collinear_problems_are_solved():
+    run(tensor(planted(0)), R)
+    compiled = _solve._cache_size()
     errors = [
         error(t, run(t, R)[0]) for t in (tensor(planted(s, congruence=0.9)) for s in range(10))
     ]
     assert np.sum(np.array(errors) < 1e-4) >= 9
+    assert _solve._cache_size() == compiled  # one shape and rank, one compilation
 
 
 def test_noisy_factors_are_recovered():
