@@ -4,6 +4,7 @@ The model is chosen by ``model_type`` in ``config.json``. Every tensor of the fi
 the model, and every parameter of the model must be in the file, in the right shape and finite.
 """
 
+import functools
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -115,7 +116,8 @@ def save(
     hf.write(folder, tensors, config=config, extra_files=extra_files, overwrite=overwrite)
 
 
-def shapes_of(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
+@functools.lru_cache(16)
+def shapes_of(model: Any) -> Mapping[str, jax.ShapeDtypeStruct]:
     """The shapes of a zoo model's parameters by path, nothing computed."""
     init = lambda: model.init(jax.random.key(0), *model.example())
     return trees.flatten(meta.unbox(jax.eval_shape(init))["params"])[0]

@@ -54,18 +54,24 @@ def test_hidden_states_equal_the_reference(name):
     np.testing.assert_allclose(hidden, golden["hidden"], atol=1e-5)
     pooled = model.apply({"params": params}, hidden, method="pool")
     np.testing.assert_allclose(pooled, golden["pooled"], atol=1e-5)
-    plain = run(model)(params, ids)
+    ones, zeros = jnp.ones_like(mask), jnp.zeros_like(types)
+    plain = run(model)(params, ids, attention_mask=ones, token_type_ids=zeros)
+    np.testing.assert_allclose(plain, golden["plain"], atol=1e-5)
+
+
+def test_without_a_mask_every_token_is_real_and_of_the_first_segment():
+    model, params, golden = tiny()
+    plain = run(model)(params, jnp.asarray(golden["ids"], jnp.int32))
     np.testing.assert_allclose(plain, golden["plain"], atol=1e-5)
 
 
 def test_padding_changes_nothing_for_the_real_tokens():
     model, params, golden = tiny()
-    ids = jnp.asarray(golden["ids"][:, :6], jnp.int32)
+    ids = jnp.asarray(golden["ids"], jnp.int32)
     padded = jnp.pad(ids, ((0, 0), (0, 3)), constant_values=17)
     mask = jnp.pad(jnp.ones_like(ids), ((0, 0), (0, 3)))
-    short = run(model)(params, ids)
     long = run(model)(params, padded, mask)
-    np.testing.assert_allclose(long[:, :6], short, atol=1e-5)
+    np.testing.assert_allclose(long[:, :11], golden["plain"], atol=1e-5)
 
 
 def test_truncated_factors_equal_their_dense_product_and_carry_gradients():
@@ -73,9 +79,13 @@ def test_truncated_factors_equal_their_dense_product_and_carry_gradients():
     ids = jnp.asarray(golden["ids"], jnp.int32)
     small = factored(params, rank=3)
     dense = run(model)(densify(small), ids)
-    np.testing.assert_allclose(run(model)(small, ids), dense, atol=1e-4)
-    loss = lambda params: jnp.square(model.apply({"params": params}, ids) - 1).sum()
-    grads = quick(jax.grad(loss))(small)
+
+    def loss(params):
+        hidden = model.apply({"params": params}, ids)
+        return jnp.square(hidden - 1).sum(), hidden
+
+    grads, hidden = quick(jax.grad(loss, has_aux=True))(small)
+    np.testing.assert_allclose(hidden, dense, atol=1e-4)
     blocks = jax.tree.leaves(grads["encoder"])
     assert all(np.abs(g).max() > 0 for g in blocks if g.ndim == 2)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -91,7 +101,9 @@ def test_bfloat16_parameters_compute_in_bfloat16():
 
 def test_a_token_outside_the_vocabulary_is_not_silently_another_token():
     model, params, _ = tiny()
-    assert np.isnan(run(model)(params, jnp.array([[1, 61]]))).any()
+    ids = jnp.ones((3, 11), jnp.int32)
+    assert np.isfinite(run(model)(params, ids)).all()
+    assert np.isnan(run(model)(params, ids.at[0, 3].set(61))).any()
 
 
 def test_more_tokens_than_positions_are_refused():
