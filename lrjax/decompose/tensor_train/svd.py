@@ -166,7 +166,7 @@ def residual(x: Float[Array, "*d"], found: Split) -> Array:
     return lax.fori_loop(0, count, lambda i, sum_: sum_ + of(i * CHUNK, CHUNK), tail)
 
 
-def padding(cores: Train, rows: Digits, cols: Digits, shape: tuple[int, int]) -> Array:
+def padding(cores: Train, rows: Digits, cols: Digits, shape: tuple[int, ...]) -> Array:
     """The squares of what the cores put into the padding, all of it under the last first digit."""
     (m, n), (first, *others) = shape, cores
     first = first.reshape(rows[0], cols[0], -1)
