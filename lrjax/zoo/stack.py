@@ -56,7 +56,7 @@ def scan_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:
     """The same model with its layers scanned: their weights stacked, ranks padded with zeros.
 
     Raises:
-        ShapeError: the layers differ, in shape or in format.
+        ShapeError: the layers differ, in shape or in format, or the model has no scanned form.
     """
     leaves: dict[str, Any] = {}
     layers: dict[str, dict[int, Any]] = {}
@@ -66,6 +66,9 @@ def scan_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:
             layers.setdefault(LAYER.sub("layers/", path), {})[int(found[1])] = leaf
         else:
             leaves[path] = leaf
+    if not layers or not hasattr(model, "scanned"):
+        got, todo = f"a {type(model).__name__}", "Use it as it is."
+        raise ShapeError(message(got=got, expected="a stack of layers, each its own", todo=todo))
     depth = max((len(group) for group in layers.values()), default=0)
     for path, group in layers.items():
         if len(group) != depth:

@@ -83,6 +83,12 @@ def test_layers_of_different_formats_cannot_be_scanned():
         zoo.scan_layers(model, params)
 
 
+@pytest.mark.parametrize("name", ["albert", "lstm", "resnet"])
+def test_models_without_a_stack_of_layers_have_no_scanned_form(name):
+    with pytest.raises(ShapeError, match="expected a stack of layers"):
+        zoo.scan_layers(*golden(name)[:2])
+
+
 def test_a_scanned_model_is_as_large_at_any_depth():
     model = golden("llama")[0]
 
