@@ -1,6 +1,7 @@
 """Data-aware SVD: the best low-rank factors under a metric on the rows, the columns, or both."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -142,12 +143,10 @@ def _solve(w, rows, cols, key, *, rank: int, method: Method):
             # The shorter side, A = rows^.5 W: u of A cols A', then right = u' A / s and
             # left = W cols right'. No root of cols, the larger moment, is needed.
             lead = method.leading(Normal(_weigh_root(w, rows).T, cols), rank, key)
-            weighted = lead.images if cols is None else _times(lead.images, cols)
-            energy = jnp.sum(lead.images * weighted, axis=1)
-            kept = energy > jnp.finfo(energy.dtype).eps ** 2 * energy[0]
-            share = jnp.where(kept, lax.rsqrt(jnp.where(kept, energy, 1)), 0)[:, None]
-            images = Normal(w, None, lead.unit).image(weighted * share)
-            lead = lead._replace(vectors=lead.images * share, images=images)
+            weigh = lambda x: x if cols is None else _times(x, cols)
+            vectors = _orthonormal_under(lead.images, weigh)
+            images = Normal(w, None, lead.unit).image(weigh(vectors))
+            lead = lead._replace(vectors=vectors, images=images)
         else:
             whitened, inverse = _whiten_cols(w, cols)
             lead = method.leading(Normal(whitened, rows), rank, key)
@@ -223,6 +222,24 @@ def _whiten_cols(w: Array, cols: Array | None) -> tuple[Array, Array | None]:
     clean = jnp.where(jnp.isfinite(jnp.sum(cols)), cols, jnp.nan)
     roots, inverse = whiten(clean)
     return dot(w, roots), inverse
+
+
+def _orthonormal_under(images: Array, weigh: Callable[[Array], Array]) -> Array:
+    """Rows X of the same span with X cols X' = I, falling ones in turn; zeros where one adds none.
+
+    They are orthogonal already but for rounding, which is all that is left of the images of
+    vanishing singular values: scaled to length one it would lean on the leading ones.
+    """
+    eps = float(jnp.finfo(images.dtype).eps)
+    energy = jnp.sum(images * weigh(images), axis=1)
+    kept = energy > eps**2 * energy[0]
+    rows = images * jnp.where(kept, lax.rsqrt(jnp.where(kept, energy, 1)), 0)[:, None]
+    gram = dot(rows, weigh(rows).T)
+    gram = jnp.where(jnp.all(jnp.isfinite(gram)), gram, 0) + jnp.diag(jnp.where(kept, 0.0, 1.0))
+    lower = jnp.linalg.cholesky(gram + 4 * eps * jnp.eye(len(rows), dtype=gram.dtype))
+    new = kept & (jnp.diagonal(lower) ** 2 > 128 * eps)
+    rows = lax.linalg.triangular_solve(lower, rows, left_side=True, lower=True)
+    return jnp.where(new[:, None], rows, 0)
 
 
 def _weigh_root(w: Array, rows: Array | None) -> Array:

@@ -87,7 +87,8 @@ def _is_least_squares(w, found, a, g):
     j = np.repeat(np.arange(N), 2)
     columns = np.einsum("ae,eb->abe", ra[:, i], rg[j]).reshape(-1, len(i))
     _, residue, *_ = np.linalg.lstsq(columns, (ra @ rest @ rg).ravel(), rcond=None)
-    np.testing.assert_allclose(lost(w, found, a, g), residue[0], rtol=0.02, atol=1e-7 * np.sum(w**2))
+    scale = 1e-7 * np.sum(w**2)
+    np.testing.assert_allclose(lost(w, found, a, g), residue[0], rtol=0.02, atol=scale)
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((12, 36), "full"), ((36, 12), "none")])

@@ -186,3 +186,17 @@ def test_misfits_are_refused():
         weighted_svd(w, 2, rows=jnp.ones((4, 4)))
     with pytest.raises(ShapeError, match="cols of shape"):
         weighted_spectrum(w, None, jnp.ones(6))
+
+
+@pytest.mark.parametrize(("m", "n"), [(12, 17), (17, 12)])
+def test_a_weight_of_lower_rank_than_asked_is_rebuilt(m, n):
+    """What rounding leaves of vanishing directions must not lean on those that count."""
+    rng = np.random.default_rng(5)
+    w = np.stack([rng.standard_normal((m, k)) @ rng.standard_normal((k, n)) for k in (1, 1, 2, 2)])
+    _, _, s, g = problem(m, n, 60)
+    sides = [np.broadcast_to(x, (4, *x.shape)) for x in (s, g)]
+    for rank in (2, 4):
+        rows, cols = f32(*sides)
+        left, right, _, info = weighted_svd(*f32(w), rank, rows=rows, cols=cols)
+        np.testing.assert_allclose(left @ right, w, atol=2e-4 * np.abs(w).max())
+        assert np.all(np.isfinite(info.residual))

@@ -73,7 +73,7 @@ def _ragged(x: Any, net: Any, sizes: Any, precision: Any, kind: Any) -> Any:
     at, goal = inner[0], outer[0]
     while at != goal:
         matrix = lambda ls: len([k for k in ls if k != group[0]]) == 2
-        step = next(((w, ls) for w, ls in todo if at in ls and matrix(ls)), None)  # noqa: B023
+        step = next(((w, ls) for w, ls in todo if at in ls and matrix(ls)), None)
         if step is None:
             raise Unsupported("a ragged product with a weight that is no chain of stacked matrices")
         w, ls = step
