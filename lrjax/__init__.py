@@ -16,6 +16,9 @@ from lrjax import metrics as metrics
 from lrjax import ops as ops
 from lrjax import trees as trees
 from lrjax import zoo as zoo
+from lrjax.calibrate import Drawn as Drawn
+from lrjax.calibrate import Fisher as Fisher
+from lrjax.calibrate import Given as Given
 from lrjax.calibrate import Probes as Probes
 from lrjax.calibrate import Stats as Stats
 from lrjax.calibrate import calibrate as calibrate
@@ -30,6 +33,8 @@ from lrjax.decompose import SVD as SVD
 from lrjax.decompose import BlockSVD as BlockSVD
 from lrjax.decompose import Energy as Energy
 from lrjax.decompose import Kronecker as Kronecker
+from lrjax.decompose import LowRankDiagonal as LowRankDiagonal
+from lrjax.decompose import LowRankSparse as LowRankSparse
 from lrjax.decompose import Monarch as Monarch
 from lrjax.decompose import SharedBasis as SharedBasis
 from lrjax.decompose import TensorTrain as TensorTrain
