@@ -101,10 +101,10 @@ stats = lr.calibrate(apply, params, batches, loss=loss)
 # %% [markdown]
 # ## Three formats, one size
 #
-# The plan finds the ranks: every format gets the same share of the kernels' parameters.
+# The plan finds the ranks: every format gets the same share of the kernel's parameters.
 
 # %%
-kernels = ("Conv_1/kernel", "Conv_2/kernel")
+kernels = ("Conv_2/kernel",)  # the largest one: more than half of all parameters
 uses = lr.usage(apply, params, batches[0])  # which dimensions are inputs, without statistics too
 formats = {"SVD": lr.SVD(), "Tucker-2": lr.Tucker(), "CP": lr.CP(starts=2, sweeps=60)}
 small = {}
