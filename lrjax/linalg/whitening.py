@@ -1,5 +1,8 @@
 """Roots of positive semi-definite matrices, singular ones included, and ridge solves."""
 
+import functools
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -39,13 +42,24 @@ def solve_ridge(
 
     A zero G gives zero.
     """
+    return ridge_solver(gram, ridge)(target)
+
+
+def ridge_solver(
+    gram: Float[Array, "*S d d"], ridge: float | Array = FLOOR
+) -> Callable[[Array], Array]:
+    """`solve_ridge` as a function of T, for many of them: G is factored once."""
     d = gram.shape[-1]
     trace = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None]
     level = jnp.where(trace > 0, ridge * trace / d, 1)
     lower = jnp.linalg.cholesky(gram + level * jnp.eye(d, dtype=gram.dtype))
-    half = lax.linalg.triangular_solve(lower, target, left_side=True, lower=True)
-    full = lax.linalg.triangular_solve(lower, half, left_side=True, lower=True, transpose_a=True)
-    return jnp.where(trace > 0, full, 0)
+    substitute = functools.partial(lax.linalg.triangular_solve, lower, left_side=True, lower=True)
+
+    def solve(target: Array) -> Array:
+        full = substitute(substitute(target), transpose_a=True)
+        return jnp.where(trace > 0, full, 0)
+
+    return solve
 
 
 def _compose(vectors: Array, values: Array) -> Array:

@@ -1,6 +1,7 @@
 """Alternating least squares for Kronecker sums under a metric of rows and columns."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lrjax.linalg.driver import Progress, iterate
 from lrjax.linalg.stack import dot
-from lrjax.linalg.whitening import solve_ridge
+from lrjax.linalg.whitening import ridge_solver
 
 INNER = 4
 """Conjugate-gradient steps of a half-sweep where the columns have a metric."""
@@ -68,11 +69,12 @@ def _half(
     cube: Array, seen: Array, a: Array, b: Array, rows: Array | None, cols: Array | None
 ) -> Array:
     """A better a [s, i, j] for a fixed b; `cube` is W [i, k, j, l] and `seen` rows W."""
-    normal = _normal(b, rows)
-    solve = functools.partial(_solve_normal, normal)
     if cols is None:
+        normal = _normal(b, rows)
+        solve = _inverse(normal)
         right = jnp.einsum("ikjl,skl->sij", seen, b, precision="highest")
         return a + solve(right - _apply_normal(normal, a))
+    solve = _inverse(_normal(b, rows))
     adjoint = lambda x: jnp.einsum("ikjl,skl->sij", x, b, precision="highest")
     form = lambda a: jnp.einsum("sij,skl->ikjl", a, b, precision="highest")
     residual = adjoint(_weigh(cube - form(a), rows, cols))
@@ -115,14 +117,16 @@ def _apply_normal(normal: Array, a: Array) -> Array:
     return dot(normal, a.reshape(s * i, j)).reshape(s, i, j)
 
 
-def _solve_normal(normal: Array, right: Array) -> Array:
-    """normal^-1 right for right [s, i, j]."""
-    s, i, j = right.shape
-    if normal.ndim == 3:
-        return solve_ridge(normal, right.transpose(1, 0, 2), RIDGE).transpose(1, 0, 2)
-    if normal.shape[0] == s:
-        return solve_ridge(normal, right.reshape(s, i * j), RIDGE).reshape(s, i, j)
-    return solve_ridge(normal, right.reshape(s * i, j), RIDGE).reshape(s, i, j)
+def _inverse(normal: Array) -> Callable[[Array], Array]:
+    """normal^-1 x of x [s, i, j]; the matrix is factored once."""
+    solve = ridge_solver(normal, RIDGE)
+
+    def apply(x: Array) -> Array:
+        if normal.ndim == 3:
+            return solve(x.transpose(1, 0, 2)).transpose(1, 0, 2)
+        return solve(x.reshape(len(normal), -1)).reshape(x.shape)
+
+    return apply
 
 
 def _weigh(delta: Array, rows: Array | None, cols: Array | None) -> Array:
