@@ -149,14 +149,29 @@ class _Problem(NamedTuple):
     l1: Array
     semi: bool
 
+    @property
+    def small(self) -> bool:
+        """Whether iterations are so short that their number counts."""
+        return max(self.x.shape) <= SMALL
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether iterates are extrapolated: not where several passes make each step exact enough.
+
+        Planted 3072 x 768, r = 64, residual after 5 / 10 / 20 iterations: 132 / 73 / 35 without,
+        223 / 205 / 179 with extrapolation.
+        """
+        return self.small or self.semi or self.weights is not None
+
     def start(self, rank: int, key: Array) -> _Pair:
         """NNDSVDa, or the shifted singular vectors of the semi form."""
         if self.semi:
             right = semi_start(self.x, rank, key)
             left = solve_ridge(dot(right, right.T), dot(right, self.x.T))
         else:
-            left, right = nndsvda(self.x, rank, key)
-        return _Pair(left, right, left, right, self.objective(left, right), jnp.float32(0.5))
+            left, right = nndsvda(self.x, rank, key, near=not self.small)
+        beta = jnp.float32(0.5 if self.extrapolates else 0.0)
+        return _Pair(left, right, left, right, self.objective(left, right), beta)
 
     def objective(self, left: Array, right: Array) -> Array:
         """The objective, from the true residual."""
@@ -177,12 +192,16 @@ class _Problem(NamedTuple):
 
     def kkt(self, left: Array, right: Array) -> Array:
         """The usable gradient of both factors, relative to the data's."""
-        missed = dot(left.T, right) - self.x
-        f = 1.0 if self.weights is None else self.weights
-        missed, x = missed * f, self.x * f
+        x = self.x if self.weights is None else self.x * self.weights
+        targets = dot(right, x.T), dot(left, x)
+        if self.weights is None:
+            models = dot(dot(right, right.T), left), dot(dot(left, left.T), right)
+        else:
+            product = dot(left.T, right) * self.weights
+            models = dot(right, product.T), dot(left, product)
         free = jnp.zeros(()) if self.semi else self.l1
-        gradients = dot(right, missed.T) + free, dot(left, missed) + self.l1
-        size = jnp.hypot(jnp.linalg.norm(dot(right, x.T)), jnp.linalg.norm(dot(left, x)))
+        gradients = models[0] - targets[0] + free, models[1] - targets[1] + self.l1
+        size = jnp.hypot(*map(jnp.linalg.norm, targets))
         parts = [
             stationarity(left, gradients[0], signed=self.semi),
             stationarity(right, gradients[1], signed=False),
@@ -193,7 +212,7 @@ class _Problem(NamedTuple):
         """A few iterations; if they end higher, the next ones restart from here more carefully."""
         one = lambda _, p: self._iteration(p)
         new = jax.lax.fori_loop(0, ITERATIONS_PER_CHECK, one, pair)
-        new, value = self.search(pair, new)
+        new, value = self.search(pair, new) if self.small else (new, self.objective(*new[:2]))
         rose = ~(value <= pair.best)
         restart = pair._replace(left_ahead=pair.left, right_ahead=pair.right, beta=pair.beta * 0.5)
         ahead = new._replace(best=value, beta=jnp.minimum(1.2 * pair.beta, 0.98))
@@ -249,10 +268,10 @@ class _Problem(NamedTuple):
 
 
 def _passes(size: int, p: _Pair) -> int:
-    """Passes for a factor whose data product sums over `size` entries, 2 to 8; 16 where small."""
+    """Passes for a factor whose data product sums over `size` entries, 4 to 8; 16 where small."""
     if max(p.left.shape[1], p.right.shape[1]) <= SMALL:
         return MOST_PASSES
-    return min(max(1 + round(PASS_SHARE * size / p.left.shape[0]), 2), 8)
+    return min(max(1 + round(PASS_SHARE * size / p.left.shape[0]), 4), 8)
 
 
 def _has_negative(w: Array) -> bool:
