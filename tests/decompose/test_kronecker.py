@@ -1,13 +1,14 @@
 """Kronecker sums: planted, optimal, refitted under metrics, planned."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrjax.decompose.kronecker import Kronecker
+from lrjax.decompose.kronecker import Kronecker, refit
 from lrjax.decompose.kronecker import kronecker as solver
 from lrjax.decompose.kronecker.shapes import candidates
 from lrjax.decompose.spec import solve, spec_from_json
@@ -103,6 +104,14 @@ def test_the_refit_lowers_the_loss_and_reports_it(sides):
     f, info = kronecker(w, 4, SHAPE, rows=sides[0], cols=sides[1], sweeps=30)
     assert loss(w, f, *sides) < 0.97 * loss(w, plain, *sides)
     np.testing.assert_allclose(info.residual, loss(w, f, *sides), rtol=1e-3)
+
+
+def test_a_sweep_factors_each_normal_matrix_once():
+    rows, cols = map(jnp.asarray, SIDES["both"])
+    fit = functools.partial(refit.refit, rows=rows, cols=cols, sweeps=3)
+    shapes = (M, N), (4, I, J), (4, K, L)
+    traced = jax.make_jaxpr(fit)(*(jnp.ones(shape) for shape in shapes))
+    assert str(traced).count("= cholesky ") == 2
 
 
 def test_more_sweeps_never_raise_the_loss():
