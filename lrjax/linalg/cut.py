@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from lrjax.linalg.khatri_rao import khatri_rao
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.policy import EIGH_SHARE, EIGH_SIZE, Accuracy
 from lrjax.linalg.stack import dot
@@ -87,15 +86,17 @@ def _by_sketch(
 
     The first block belongs to the basis, as in a Krylov space: the same readings as one power
     pass, and a third of its excess. X is a Khatri-Rao product of two random matrices, so that a
-    draw costs sqrt(n) numbers a column instead of n (Battaglino, Ballard, Kolda, 2018).
+    draw costs sqrt(n) numbers a column instead of n (Battaglino, Ballard, Kolda, 2018); it is never
+    formed, which would take longer than its product with A.
     """
     n = a.shape[1]
     head = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
     pairs = zip(jax.random.split(key), (head, n // head), strict=True)
     first, second = (jax.random.normal(k, (width, size), a.dtype) for k, size in pairs)
-    probe = khatri_rao([first * unit, second])
+    sketch = dot(a.reshape(-1, n // head), (second * unit).T).reshape(len(a), head, width)
+    sketch = jnp.sum(sketch * first.T, axis=1)
     orthonormal = lambda x: jnp.linalg.qr(jnp.where(finite, x, 0))[0]
-    basis = orthonormal(dot(a, probe.T))
+    basis = orthonormal(sketch)
     images = dot(basis.T * unit, a)
     power = dot(a, (images * unit).T)
     more = orthonormal(jnp.concatenate([basis, power], axis=1))[:, width:]
