@@ -40,7 +40,7 @@ from lrjax.decompose import (
 from lrjax.demo import corpus, weights
 from lrjax.demo.encode import Tokenizer, batches
 from lrjax.demo.evaluate import Task
-from lrjax.metrics import default_kind
+from lrjax.metrics import TwoSided, default_kind
 from lrjax.plan.binding import bind
 from lrjax.zoo import load, sentence_embedder
 from lrjax.zoo.stack import scan_layers
@@ -58,6 +58,11 @@ FORMATS: dict[str, Mapping[str, Spec]] = {
     "SharedBasis": {KERNELS: SharedBasis()},
     "semi-NMF": {KERNELS: NMF(iterations=60)},
 }
+SHRUNK: Mapping[str, Spec] = {
+    KERNELS: SVD(metric=TwoSided(center=True, shrink_rows=0.1, shrink_cols=0.1))
+}
+"""Directions that few tokens did not show are not free; another metric, so not a candidate."""
+
 MIXTURE: Mapping[str, Spec] = {
     WORDS: BlockSVD(grid=(6, 1)),
     "encoder/**/query/kernel": HEADS,
@@ -174,7 +179,12 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """The mixture, each format alone, and the choice among them."""
     named = [name for name in FORMATS if not only or name in only]
-    wanted: dict[str, Any] = {"mixture": MIXTURE, **FORMATS, "chosen": candidates(named)}
+    wanted: dict[str, Any] = {
+        "mixture": MIXTURE,
+        **FORMATS,
+        "SVD, shrunk": SHRUNK,
+        "chosen": candidates(named),
+    }
     for name, rules in wanted.items():
         if only and name not in only:
             continue
