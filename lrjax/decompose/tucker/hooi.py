@@ -17,8 +17,8 @@ from lrjax.linalg.driver import iterate
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.stack import dot, over_stack, working
 from lrjax.linalg.tensor import (
-    expand,
     fold,
+    missed,
     mode_product,
     project,
     sweep,
@@ -136,29 +136,30 @@ def _solve(x, grams, start, key, tol, sweeps, *, ranks: Ranks):
 
     def single(x: Array, *rest: Array | None) -> Any:
         unit, finite = unit_of(x)
-        y = x * unit
+        y = x
         inverses: dict[int, Array] = {}
         for k in modes:
             if (gram := rest[k]) is not None:
                 finite &= jnp.all(jnp.isfinite(gram))
+                first = not inverses
                 root, inverses[k] = roots(jnp.where(finite, working(gram), 0))
-                y = mode_product(y, root, k)
-        energy = total(y**2)
-        factors, deficient = _initial(y, ranks, modes, rest[count:], finite, key)
-        core = project(y, factors, modes)
-        first = _error(y, core, factors, energy)
-        step = lambda state, _: _step(y, modes, energy, key, state)
+                y = mode_product(y, root * unit if first else root, k)
+        scale = 1.0 if inverses else unit
+        energy = total((y * scale) ** 2)
+        core, factors, deficient = _initial(y, ranks, modes, rest[count:], scale, finite, key)
+        begun = _error(y, core, factors, energy, scale)
+        step = lambda state, _: _step(y, modes, energy, scale, key, state)
         (factors, core), progress = iterate(
-            step, (factors, core), first, steps=sweeps, tol=tol, goal=1e-14 * energy
+            step, (factors, core), begun, steps=sweeps, tol=tol, goal=1e-14 * energy
         )
-        missed = jnp.sqrt(total((y - expand(core, factors)) ** 2)) / unit
+        residual = jnp.sqrt(missed(y, core, factors, scale)) / unit
         outer = tuple(dot(inverses[k], f) if k in inverses else f for k, f in enumerate(factors))
         clean = lambda a: jnp.where(finite, a, 0).astype(a.dtype)
         settled = progress.converged | (sweeps == 0) | (tol <= 0)
         status = jnp.where(settled, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
         status = jnp.where(deficient, int(Status.RANK_DEFICIENT), status)
         status = jnp.where(finite, status, int(Status.NON_FINITE)).astype(jnp.int32)
-        info = Info(jnp.where(finite, missed, jnp.nan), progress.steps, status)
+        info = Info(jnp.where(finite, residual, jnp.nan), progress.steps, status)
         return clean(core) / unit, jax.tree.map(clean, outer), info
 
     arrays = [working(lax.stop_gradient(x)), *grams, *start]
@@ -176,29 +177,41 @@ def roots(gram: Array) -> tuple[Array, Array]:
 
 
 def _initial(
-    y: Array, ranks: Ranks, modes: list[int], start: Any, finite: Array, key: Array
-) -> tuple[Any, Array]:
-    """Orthonormal factors by ST-HOSVD, or those given; and whether a rank exceeds the tensor's."""
+    y: Array,
+    ranks: Ranks,
+    modes: list[int],
+    start: Any,
+    scale: Array | float,
+    finite: Array,
+    key: Array,
+) -> tuple[Array, Any, Array]:
+    """The core of scale * y, orthonormal factors by ST-HOSVD or those given, and a rank too high.
+
+    The core is what the cuts leave: the tensor is read by the first of them alone.
+    """
     factors: list[Array | None] = [None] * len(ranks)
     deficient = jnp.zeros((), bool)
     for k in sorted(modes, key=lambda k: (ranks[k] / y.shape[k], k)):  # pyright: ignore
         if start[k] is None:
-            found = cut(unfold(y, k), ranks[k], 1.0, finite, key, Accuracy.DEFAULT)  # pyright: ignore
+            found = cut(unfold(y, k), ranks[k], scale, finite, key, Accuracy.DEFAULT)  # pyright: ignore
             factors[k] = found.left
             deficient |= found.deficient
             y = fold(found.rest, k, (*y.shape[:k], ranks[k], *y.shape[k + 1 :]))  # pyright: ignore
         else:
             factors[k] = _orthonormal(working(start[k]))
-            y = mode_product(y, factors[k], k)  # pyright: ignore
-    return tuple(factors), deficient
+            y = mode_product(y, factors[k] * scale, k)  # pyright: ignore
+        scale = 1.0
+    return y, tuple(factors), deficient
 
 
-def _step(y: Array, modes: list[int], energy: Array, key: Array, state: Any) -> Any:
+def _step(
+    y: Array, modes: list[int], energy: Array, scale: Array | float, key: Array, state: Any
+) -> Any:
     """One sweep, and the squared error after it."""
     update = lambda k, z, factors: _leading(z, k, factors[k].shape[1], key)
-    factors = sweep(y, state[0], modes, update)
-    core = project(y, factors, modes)
-    return (factors, core), _error(y, core, factors, energy)
+    factors = sweep(y, state[0], modes, update, scale)
+    core = project(y, factors, modes, scale)
+    return (factors, core), _error(y, core, factors, energy, scale)
 
 
 def _leading(y: Array, mode: int, rank: int, key: Array) -> Float[Array, "n r"]:
@@ -210,10 +223,10 @@ def _leading(y: Array, mode: int, rank: int, key: Array) -> Float[Array, "n r"]:
     return fix_signs(f.T)[0].T
 
 
-def _error(y: Array, core: Array, factors: Any, energy: Array) -> Array:
-    """|Y - core x F|^2: from the norms of both while they differ in enough digits."""
+def _error(y: Array, core: Array, factors: Any, energy: Array, scale: Array | float) -> Array:
+    """|scale Y - core x F|^2: from the norms of both while they differ in enough digits."""
     cheap = energy - total(core**2)
-    direct = lambda: total((y - expand(core, factors)) ** 2)
+    direct = lambda: missed(y, core, factors, scale)
     return lax.cond(cheap > CANCELS * energy, lambda: cheap, direct)
 
 
