@@ -77,6 +77,12 @@ class Spec(ABC):
           RankError: the size that the spec fixes is impossible for this shape.
         """
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the spec says its own size, so that a plan has nothing to choose."""
+        sizes = {f.name for f in dataclasses.fields(self)} & {"rank", "ranks", "keep"}
+        return any(getattr(self, name) is not None for name in sizes)
+
     @abstractmethod
     def with_rank(self, rank: Any) -> Self:
         """The spec with its size fixed to one of `Options.ranks`."""

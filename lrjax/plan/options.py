@@ -128,7 +128,7 @@ def choices(
     for candidate, (spec, seen) in enumerate(zip(target.specs, measured, strict=True)):
         if candidate in refused:
             continue
-        given = is_fixed(spec) and candidate not in target.ruled
+        given = spec.is_fixed and candidate not in target.ruled
         fixed |= given
         try:
             found = _spec_options(target, spec if given else spec.tiled(tile), seen)
@@ -165,12 +165,6 @@ def choices(
         np.asarray(origin),
         refused,
     )
-
-
-def is_fixed(spec: Spec) -> bool:
-    """Whether a spec says its own size."""
-    sizes = {f.name for f in dataclasses.fields(spec)} & {"rank", "ranks", "keep"}
-    return any(getattr(spec, name) is not None for name in sizes)
 
 
 def _spec_options(target: Target, spec: Spec, measured: Any) -> Options:

@@ -96,6 +96,7 @@ def test_every_format_finds_its_planted_ranks_in_noise(name, spec, make, want):
     assert size(spec.ranked(1e-6 * w)) == want
 
 
+@pytest.mark.slow
 def test_plan_needs_no_budget_and_says_who_chose():
     rng = np.random.default_rng(1)
     params = {

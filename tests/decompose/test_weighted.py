@@ -63,6 +63,7 @@ def test_the_half_steps_solve_every_row():
     np.testing.assert_allclose(got, want_b, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_heavier_tails_gain_more_over_the_separable_weights_and_the_svd():
     for sigma, margin in ((0.5, 1.04), (1.5, 1.4), (2.5, 2.5)):
         w, f = problem(sigma)

@@ -31,7 +31,9 @@ def sizes(fn, *args):
     return [math.prod(v.aval.shape) for e in jax.make_jaxpr(fn)(*args).eqns for v in e.outvars]
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(101, None), (97, (22,))])
+@pytest.mark.parametrize(
+    ("rows", "cols"), [(101, None), pytest.param(97, (22,), marks=pytest.mark.slow)]
+)
 def test_padding_is_never_seen(rows, cols):
     w, dense = padded(rows, cols)
     assert w.shape == dense.shape

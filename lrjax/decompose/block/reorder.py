@@ -55,10 +55,9 @@ class Reordered(Spec):
     cols: Order | None = None
 
     @property
-    def ranks(self) -> Any:
-        """The size that the inner spec fixes, if any."""
-        given = (getattr(self.inner, name, None) for name in ("rank", "ranks", "keep"))
-        return next((value for value in given if value is not None), None)
+    def is_fixed(self) -> bool:
+        """Whether the inner spec says its own size."""
+        return self.inner.is_fixed
 
     def measure(self, w: Array, metric: Metric) -> Any:
         """What the inner spec measures of the reordered matrix."""
