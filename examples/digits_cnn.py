@@ -130,7 +130,7 @@ for keep, known in ((0.3, stats), (0.1, stats), (0.1, None)):
 # The factored network is a tree of parameters like the dense one, so it may go on learning:
 
 # %%
-start = small["CP", 0.1, "plain"]
+start = small["SVD", 0.1, "plain"]
 tuned, optimizer = start, optax.adam(1e-3)
 state = optimizer.init(tuned)
 value_and_grad = jax.jit(jax.value_and_grad(lambda p, batch: loss(lr.lift(apply)(p, batch), batch)))
@@ -140,7 +140,7 @@ for _ in range(60):
     updates, state = optimizer.update(grads, state)
     tuned = optax.apply_updates(tuned, updates)
 print(
-    f"plain CP at keep 0.1: {accuracy(start):.1%}, after 60 steps of training {accuracy(tuned):.1%}"
+    f"plain SVD at keep 0.1: {accuracy(start):.1%}, after 60 steps of training {accuracy(tuned):.1%}"
 )
 assert accuracy(tuned) > dense - 0.05
 assert min(accuracy(small[name, 0.3, "calibrated"]) for name in formats) > dense - 0.1
