@@ -56,7 +56,7 @@ class Fisher:
         elements: every entry's, m n numbers a weight; else the rows' sums, m numbers.
         labels: where labels come from: `Given()`, `Drawn(...)`, or `Probes(...)` of the outputs
             (the diagonal of the Gauss-Newton matrix, which needs no loss).
-        chunk: examples whose gradients are held at once. Memory of a step is at most chunk + 1
+        chunk: examples whose gradients are held at once. Memory of a step is at most chunk + 3
             times the selected weights in float32, and what the activations of chunk examples take,
             whatever the batch.
     """

@@ -49,7 +49,7 @@ def table(result: Result) -> Table:
         caption_justify="left",
     )
     shown.add_column("model")
-    for head in ("keep", "MB on disk", "cosine", "recall@1", "recall@10", "sentences/s"):
+    for head in ("keep", "MB on disk", "cosine", "recall@1", "recall@10", "texts/s"):
         shown.add_column(head, justify="right")
     for row in result.rows:
         shown.add_row(

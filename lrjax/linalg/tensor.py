@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from lrjax.linalg.stack import dot
 
 SLAB = 16
-"""Rows of a difference at a time: 256^3 takes 19 ms so, 46 ms whole, memory's pages included."""
+"""Rows of a difference at a time: 256^3 takes 21 ms so, 46 ms whole, memory's pages included."""
 
 Factors = tuple[Float[Array, "_ _"] | None, ...]
 
