@@ -139,8 +139,7 @@ for _ in range(60):
     _, grads = value_and_grad(tuned, batch_of(rng.choice(train, 64)))
     updates, state = optimizer.update(grads, state)
     tuned = optax.apply_updates(tuned, updates)
-print(
-    f"plain SVD at keep 0.1: {accuracy(start):.1%}, after 60 steps of training {accuracy(tuned):.1%}"
-)
+print(f"plain SVD at keep 0.1: {accuracy(start):.1%}")
+print(f"after 60 steps of training: {accuracy(tuned):.1%}")
 assert accuracy(tuned) > dense - 0.05
 assert min(accuracy(small[name, 0.3, "calibrated"]) for name in formats) > dense - 0.1

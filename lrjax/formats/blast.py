@@ -5,11 +5,10 @@ from typing import Any, Self
 
 from jaxtyping import Array, Float
 
-from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout
-from lrjax.formats.modes import arrange, check_sizes, layout_of
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, layout_of, regrouping
+from lrjax.formats.network import Network
 
 
 @register(meta=("rows", "cols", "order"))
@@ -58,9 +57,5 @@ class BLAST(Factored):
         """Check that the factors fit together and to rows, cols and order."""
         (*_, p, m, _), (*_, q, _, n) = self.left.shape, self.right.shape
         check_sizes("BLAST", self.rows, self.cols, self.order, p * m * q * n)
-        try:
+        with regrouping(self, "block"):
             return super().validate()
-        except Unsupported as e:
-            got, todo = f"rows={self.rows}, cols={self.cols} ({e})", "Choose another grid."
-            expected = "dimensions that the blocks divide, or that divide them"
-            raise ShapeError(message(path="BLAST", got=got, expected=expected, todo=todo)) from e

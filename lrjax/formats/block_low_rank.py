@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout
-from lrjax.formats.modes import arrange, check_sizes, layout_of
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, layout_of, regrouping
+from lrjax.formats.network import Network
 from lrjax.formats.selection import Selection
 
 
@@ -104,15 +104,8 @@ class BlockLowRank(Factored):
             got = f"left {tuple(self.left.shape)}, right {tuple(self.right.shape)}"
             todo = "Pack the blocks with `BlockLowRank.pack`."
             raise ShapeError(message(path="BlockLowRank", got=got, expected=expected, todo=todo))
-        try:
+        with regrouping(self, "block"):
             return super().validate()
-        except Unsupported as e:
-            got = f"rows={self.rows}, cols={self.cols} ({e})"
-            todo = "Choose a grid that divides the weight's dimensions."
-            expected = "dimensions that end where a block does, or that divide it"
-            raise ShapeError(
-                message(path="BlockLowRank", got=got, expected=expected, todo=todo)
-            ) from e
 
     @classmethod
     def pack(

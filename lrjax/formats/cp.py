@@ -7,11 +7,10 @@ from typing import Any, Self
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout, default_layout
-from lrjax.formats.modes import arrange, check_sizes, layout_of
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, layout_of, regrouping
+from lrjax.formats.network import Network
 
 
 @register(meta=("rows", "cols", "order"))
@@ -74,10 +73,5 @@ class CP(Factored):
         """Check that the factors fit together and to rows, cols and order."""
         size = math.prod(f.shape[-2] for f in self.factors)
         check_sizes("CP", self.rows, self.cols, self.order, size)
-        try:
+        with regrouping(self, "mode"):
             return super().validate()
-        except Unsupported as e:
-            got = f"rows={self.rows}, cols={self.cols} ({e})"
-            expected = "dimensions that end where a mode does, or that divide it"
-            todo = "Choose modes that fit the dense dimensions."
-            raise ShapeError(message(path="CP", got=got, expected=expected, todo=todo)) from e

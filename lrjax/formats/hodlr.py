@@ -8,8 +8,8 @@ from jaxtyping import Array, Float
 from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout
-from lrjax.formats.modes import arrange, check_sizes, layout_of
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, layout_of, regrouping
+from lrjax.formats.network import Network
 from lrjax.formats.selection import Selection
 
 
@@ -72,9 +72,5 @@ class HODLR(Factored):
             expected = "2, 4, ... off-diagonal blocks, as many on the last level as on the diagonal"
             todo = "Give one left and one right factor a level, coarse first."
             raise ShapeError(message(path="HODLR", got=got, expected=expected, todo=todo))
-        try:
+        with regrouping(self, "block"):
             return super().validate()
-        except Unsupported as e:
-            got, todo = f"rows={self.rows}, cols={self.cols} ({e})", "Choose other levels."
-            expected = "dimensions that the blocks divide, or that divide them"
-            raise ShapeError(message(path="HODLR", got=got, expected=expected, todo=todo)) from e

@@ -5,11 +5,10 @@ from typing import Any, Self
 
 from jaxtyping import Array, Float
 
-from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout
-from lrjax.formats.modes import arrange, check_sizes, layout_of
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, layout_of, regrouping
+from lrjax.formats.network import Network
 
 
 @register(meta=("rows", "cols", "order"))
@@ -53,12 +52,5 @@ class Kronecker(Factored):
         *_, i, j = self.a.shape
         *_, k, l = self.b.shape
         check_sizes("Kronecker", self.rows, self.cols, self.order, i * j * k * l)
-        try:
+        with regrouping(self, "factor"):
             return super().validate()
-        except Unsupported as e:
-            got = f"rows={self.rows}, cols={self.cols} ({e})"
-            expected = "dimensions that end where a factor does, or that divide it"
-            todo = "Choose other factor shapes for this weight."
-            raise ShapeError(
-                message(path="Kronecker", got=got, expected=expected, todo=todo)
-            ) from e

@@ -5,8 +5,10 @@ into which the modes regroup row-major, and `order` permutes rows + cols into th
 dimensions of the weight.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jax import lax
 
@@ -85,6 +87,23 @@ def check_sizes(kind: str, rows: Sizes, cols: Sizes, order: Sizes, size: int) ->
         got, expected = f"order={order}", f"a permutation of 0..{len(dims) - 1}"
         todo = "It places rows + cols, which must be given."
         raise ShapeError(message(path=kind, got=got, expected=expected, todo=todo))
+
+
+@contextlib.contextmanager
+def regrouping(weight: Any, piece: str, of: str = "") -> Iterator[None]:
+    """Says what to do where `rows` and `cols` of a weight cut through its modes, blocks, digits.
+
+    Raises:
+      ShapeError: the body raised `Unsupported`.
+    """
+    try:
+        yield
+    except Unsupported as e:
+        got = f"rows={weight.rows}, cols={weight.cols}{of} ({e})"
+        expected = f"dimensions that end where a {piece} does, or that divide it"
+        todo = f"Choose other {piece}s for this weight."
+        kind = type(weight).__name__
+        raise ShapeError(message(path=kind, got=got, expected=expected, todo=todo)) from e
 
 
 def dense_dims(

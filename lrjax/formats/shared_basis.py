@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout
-from lrjax.formats.modes import arrange, check_sizes, layout_of
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, layout_of, regrouping
+from lrjax.formats.network import Network
 
 
 @register(meta=("rows", "cols", "order"))
@@ -83,13 +83,8 @@ class SharedBasis(Factored):
                     message(path="SharedBasis", got=got, expected="its size", todo=todo)
                 )
         check_sizes("SharedBasis", self.rows, self.cols, self.order, m * n)
-        try:
+        with regrouping(self, "side"):
             return super().validate()
-        except Unsupported as e:
-            got, todo = f"rows={self.rows}, cols={self.cols} ({e})", "Split each side by itself."
-            raise ShapeError(
-                message(path="SharedBasis", got=got, expected="a common cut", todo=todo)
-            ) from e
 
     @property
     def _bases(self) -> tuple[Any, ...]:

@@ -10,8 +10,8 @@ from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout
 from lrjax.formats.lazy import LazyArray
-from lrjax.formats.modes import arrange, check_sizes, dense_dims, layout_of, leading
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, dense_dims, layout_of, leading, regrouping
+from lrjax.formats.network import Network
 
 
 @register(meta=("rows", "cols", "order"))
@@ -97,14 +97,8 @@ class TensorTrain(Factored):
                 raise ShapeError(message(path="TensorTrain", got=got, expected=expected, todo=todo))
         rows, cols = self._padded_dims
         check_sizes("TensorTrain", rows, cols, self.order, math.prod(rows) * math.prod(cols))
-        try:
+        with regrouping(self, "digit", f" for digits {modes}"):
             return super().validate()
-        except Unsupported as e:
-            got = f"rows={self.rows}, cols={self.cols} for digits {modes} ({e})"
-            todo = "Choose digits whose products are the dimensions."
-            raise ShapeError(
-                message(path="TensorTrain", got=got, expected="a common cut", todo=todo)
-            ) from e
 
     @property
     def _stack(self) -> int:

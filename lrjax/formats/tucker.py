@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from lrjax.errors import ShapeError, message
 from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout, default_layout
-from lrjax.formats.modes import arrange, check_sizes, layout_of
-from lrjax.formats.network import Network, Unsupported
+from lrjax.formats.modes import arrange, check_sizes, layout_of, regrouping
+from lrjax.formats.network import Network
 
 
 @register(meta=("rows", "cols", "order"))
@@ -78,10 +78,5 @@ class Tucker(Factored):
             for k, f in enumerate(self.factors)
         ]
         check_sizes("Tucker", self.rows, self.cols, self.order, math.prod(sizes))
-        try:
+        with regrouping(self, "mode", f" for modes of sizes {sizes}"):
             return super().validate()
-        except Unsupported as e:
-            got = f"rows={self.rows}, cols={self.cols} for modes of sizes {sizes} ({e})"
-            expected = "dimensions that cut the modes where they divide"
-            todo = "Choose modes whose products are the dimensions."
-            raise ShapeError(message(path="Tucker", got=got, expected=expected, todo=todo)) from e
