@@ -43,18 +43,24 @@ def everywhere(
 
 def causal(
     length: int,
-    mask: Int[Array, "batch length"] | Bool[Array, "batch length"] | None,
+    mask: Int[Array, "batch slots"] | Bool[Array, "batch slots"] | None,
     window: int | None = None,
-) -> Bool[Array, "#batch length length"]:
-    """A query sees the real tokens up to itself, the last ``window`` of them if there is one."""
-    q, k = jnp.arange(length)[:, None], jnp.arange(length)[None]
+    *,
+    start: int | Int[Array, ""] = 0,
+) -> Bool[Array, "#batch length slots"]:
+    """A query sees the real tokens up to itself, the last ``window`` of them if there is one.
+
+    The queries are those of the slots from ``start`` on; without a mask there are no others.
+    """
+    slots = length if mask is None else mask.shape[1]
+    q, k = start + jnp.arange(length)[:, None], jnp.arange(slots)[None]
     visible = k <= q if window is None else (k <= q) & (k > q - window)
     return visible[None] if mask is None else visible & (mask[:, None, :] > 0)
 
 
 def choose(
-    masks: tuple[Bool[Array, "#batch length length"], ...], kind: int | Int[Array, ""]
-) -> Bool[Array, "#batch length length"]:
+    masks: tuple[Bool[Array, "#batch length slots"], ...], kind: int | Int[Array, ""]
+) -> Bool[Array, "#batch length slots"]:
     """The mask of a layer's kind, which is traced where layers are scanned."""
     if isinstance(kind, int) or len(masks) == 1:
         return masks[kind if isinstance(kind, int) else 0]

@@ -6,7 +6,7 @@ that each may be factored in its own way.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, names, stack
+from lrjax.zoo.cache import Cache, KeyValues, empty, place, remember
 from lrjax.zoo.config import Config, divides, one_of
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, LayerNorm
 from lrjax.zoo.names import Tensor
@@ -69,11 +70,12 @@ class GPT2(nn.Module):
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"] | None = None,
         position_ids: Int[Array, "#batch length"] | None = None,
-    ) -> Float[Array, "batch length vocab"]:
-        """The logits.
+        cache: Cache | None = None,
+    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
+        """The logits; with ``cache``, given the tokens in it, and the cache with the new ones.
 
         ``attention_mask`` is 1 at real tokens, 0 at padding, on either side; ``position_ids`` are
-        0, 1, 2, ... unless told. Both may be left out.
+        0, 1, 2, ... unless told, or go on from those in the cache. Both may be left out.
         """
         c, length = self.config, input_ids.shape[1]
         if length > c.n_positions:
@@ -85,20 +87,30 @@ class GPT2(nn.Module):
                     todo="Cut or split the text.",
                 )
             )
-        positions = jnp.arange(length)[None] if position_ids is None else position_ids
+        tokens, after = place(input_ids, attention_mask, position_ids, cache)
         embed = Embed(c.vocab_size, c.n_embd, name="embed")
-        x = embed(input_ids) + Embed(c.n_positions, c.n_embd, name="position")(positions)
-        x = stack.run(
+        x = embed(input_ids) + Embed(c.n_positions, c.n_embd, name="position")(tokens.new)
+        x, parts = stack.read(
             lambda name, i: Block(c, name=name),
             x,
-            attention.causal(length, attention_mask),
+            cache and cache.parts,
+            tokens.start,
+            attention.causal(length, tokens.real, start=tokens.start),
             each=[{"scale": c.scale(i)} for i in range(c.n_layer)],
             scanned=self.scanned,
         )
         x = LayerNorm(c.layer_norm_epsilon, name="norm")(x)
         if c.tie_word_embeddings:
-            return embed.attend(x)
-        return Dense(c.vocab_size, use_bias=False, name="head")(x)
+            logits = embed.attend(x)
+        else:
+            logits = Dense(c.vocab_size, use_bias=False, name="head")(x)
+        return logits if after is None else (logits, replace(after, parts=parts))
+
+    @nn.nowrap
+    def cache(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
+        """An empty cache of ``capacity`` tokens in each row."""
+        parts = self.config.n_layer * [Attention(self.config).part(batch, capacity, dtype)]
+        return empty(parts, batch, capacity, scanned=self.scanned)
 
     @nn.nowrap
     def layout(self) -> Iterator[Tensor]:
@@ -122,13 +134,16 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length d"],
-        visible: Bool[Array, "#batch length length"],
+        part: KeyValues | None,
+        start: int | Int[Array, ""],
+        visible: Bool[Array, "#batch length slots"],
         scale: float | Float[Array, ""],
-    ) -> Float[Array, "batch length d"]:
+    ) -> tuple[Float[Array, "batch length d"], KeyValues | None]:
         eps = self.config.layer_norm_epsilon
         y = LayerNorm(eps, name="attention_norm")(x)
-        x = x + Attention(self.config, name="attention")(y, visible, scale)
-        return x + MLP(self.config, name="mlp")(LayerNorm(eps, name="mlp_norm")(x))
+        y, part = Attention(self.config, name="attention")(y, part, start, visible, scale)
+        x = x + y
+        return x + MLP(self.config, name="mlp")(LayerNorm(eps, name="mlp_norm")(x)), part
 
 
 class Attention(nn.Module):
@@ -140,15 +155,24 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length d"],
-        visible: Bool[Array, "#batch length length"],
+        part: KeyValues | None,
+        start: int | Int[Array, ""],
+        visible: Bool[Array, "#batch length slots"],
         scale: float | Float[Array, ""],
-    ) -> Float[Array, "batch length d"]:
+    ) -> tuple[Float[Array, "batch length d"], KeyValues | None]:
         d, heads = self.config.n_embd, self.config.n_head
         q, k, v = (
             Dense(d, name=name)(x).reshape(*x.shape[:-1], heads, d // heads)
             for name in ("query", "key", "value")
         )
-        return Dense(d, name="output")(attention.attend(q, k, v, visible, scale=scale))
+        k, v, part = remember(part, start, k, v)
+        return Dense(d, name="output")(attention.attend(q, k, v, visible, scale=scale)), part
+
+    @nn.nowrap
+    def part(self, batch: int, capacity: int, dtype: Any) -> KeyValues:
+        """What this layer keeps in an empty cache."""
+        heads, d = self.config.n_head, self.config.n_embd // self.config.n_head
+        return KeyValues.empty((batch, heads, capacity), d, d, dtype)
 
 
 class MLP(nn.Module):

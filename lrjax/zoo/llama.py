@@ -5,6 +5,7 @@ heads than query heads, a gated MLP, root-mean-square norms (arXiv:2302.13971, a
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, names, rope, stack
+from lrjax.zoo.cache import Cache, KeyValues, empty, place, remember
 from lrjax.zoo.config import one_of
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, RMSNorm
 from lrjax.zoo.llama_config import (
@@ -56,27 +58,32 @@ class Llama(nn.Module):
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"] | None = None,
         position_ids: Int[Array, "#batch length"] | None = None,
-    ) -> Float[Array, "batch length vocab"]:
-        """The logits.
+        cache: Cache | None = None,
+    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
+        """The logits; with ``cache``, given the tokens in it, and the cache with the new ones.
 
         ``attention_mask`` is 1 at real tokens, 0 at padding, on either side; ``position_ids`` are
-        0, 1, 2, ... unless told. Both may be left out.
+        0, 1, 2, ... unless told, or go on from those in the cache. Both may be left out.
         """
         c, length = self.config, input_ids.shape[1]
-        longest = length if position_ids is None else position_ids.max() + 1
-        positions = jnp.arange(length)[None] if position_ids is None else position_ids
-        turns = rope.rotations(c.rope, c.head_size, positions, longest)
+        tokens, after = place(input_ids, attention_mask, position_ids, cache)
+        longest = length if position_ids is None and cache is None else tokens.longest
+        turns = rope.Turns(
+            *(rope.rotations(c.rope, c.head_size, p, longest) for p in (tokens.new, tokens.slots))
+        )
         windows = [c.window(i) for i in range(c.num_hidden_layers)]
         kinds = list(dict.fromkeys(windows))
-        masks = tuple(attention.causal(length, attention_mask, w) for w in kinds)
+        masks = tuple(attention.causal(length, tokens.real, w, start=tokens.start) for w in kinds)
 
         embed = Embed(c.vocab_size, c.hidden_size, name="embed")
         x = embed(input_ids)
         if c.gemma:
             x = x * jnp.asarray(c.hidden_size**0.5, x.dtype)
-        x = stack.run(
-            lambda name, i: Block(c, c.sparse(i), name=name),
+        x, parts = stack.read(
+            lambda name, i: Block(c, i, name=name),
             x,
+            cache and cache.parts,
+            tokens.start,
             masks,
             turns,
             each=[{"kind": kinds.index(w)} for w in windows],
@@ -88,7 +95,15 @@ class Llama(nn.Module):
         else:
             logits = Dense(c.vocab_size, use_bias=False, name="head")(x)
         cap = getattr(c, "final_logit_softcapping", None)
-        return logits if cap is None else jnp.tanh(logits / cap) * cap
+        logits = logits if cap is None else jnp.tanh(logits / cap) * cap
+        return logits if after is None else (logits, replace(after, parts=parts))
+
+    @nn.nowrap
+    def cache(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
+        """An empty cache of ``capacity`` tokens in each row."""
+        layers = range(self.config.num_hidden_layers)
+        parts = [attends(self.config, i).part(batch, capacity, dtype) for i in layers]
+        return empty(parts, batch, capacity, scanned=self._scanned())
 
     @nn.nowrap
     def _scanned(self) -> bool:
@@ -119,23 +134,26 @@ class Block(nn.Module):
     """Attention, then an MLP or experts, each added to what went in; norms before (and after)."""
 
     config: LlamaConfig
-    sparse: bool = False
+    layer: int = 0
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch length d"],
-        masks: tuple[Bool[Array, "#batch length length"], ...],
-        turns: tuple[Array, Array],
+        part: Any,
+        start: int | Int[Array, ""],
+        masks: tuple[Bool[Array, "#batch length slots"], ...],
+        turns: rope.Turns,
         kind: int | Int[Array, ""] = 0,
-    ) -> Float[Array, "batch length d"]:
+    ) -> tuple[Float[Array, "batch length d"], Any]:
         c = self.config
         after = (lambda name, y: norm(c, name)(y)) if c.sandwich else (lambda name, y: y)
-        y = norm(c, "attention_norm")(x)
-        y = Attention(c, name="attention")(y, attention.choose(masks, kind), turns)
+        y, visible = norm(c, "attention_norm")(x), attention.choose(masks, kind)
+        y, part = attends(c, self.layer, name="attention")(y, part, start, visible, turns)
         x = x + after("attention_post_norm", y)
-        mlp = Experts(c, name="experts") if self.sparse else MLP(c, c.intermediate_size, name="mlp")
-        return x + after("mlp_post_norm", mlp(norm(c, "mlp_norm")(x)))
+        sparse = c.sparse(self.layer)
+        mlp = Experts(c, name="experts") if sparse else MLP(c, c.intermediate_size, name="mlp")
+        return x + after("mlp_post_norm", mlp(norm(c, "mlp_norm")(x))), part
 
 
 class Attention(nn.Module):
@@ -147,9 +165,11 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length d"],
-        visible: Bool[Array, "#batch length length"],
-        turns: tuple[Array, Array],
-    ) -> Float[Array, "batch length d"]:
+        part: KeyValues | None,
+        start: int | Int[Array, ""],
+        visible: Bool[Array, "#batch length slots"],
+        turns: rope.Turns,
+    ) -> tuple[Float[Array, "batch length d"], KeyValues | None]:
         c = self.config
         inner, outer, _ = c.biases
 
@@ -160,10 +180,25 @@ class Attention(nn.Module):
         q, k = heads("query", c.num_attention_heads), heads("key", c.groups)
         if c.qk_norm:
             q, k = norm(c, "query_norm")(q), norm(c, "key_norm")(k)
-        q, k, v = rope.rotate(q, *turns), rope.rotate(k, *turns), heads("value", c.groups)
+        late = rope.grows(c.rope)
+        q, v = rope.rotate(q, *turns.new), heads("value", c.groups)
+        k = k if late else rope.rotate(k, *turns.new)
+        k, v, part = remember(part, start, k, v)
+        k = rope.rotate(k, *turns.slots) if late else k
         cap = getattr(c, "attn_logit_softcapping", None)
         mixed = attention.attend(q, k, v, visible, scale=c.scale, softcap=cap)
-        return Dense(c.hidden_size, outer, name="output")(mixed)
+        return Dense(c.hidden_size, outer, name="output")(mixed), part
+
+    @nn.nowrap
+    def part(self, batch: int, capacity: int, dtype: Any) -> KeyValues:
+        """What this layer keeps in an empty cache."""
+        c = self.config
+        return KeyValues.empty((batch, c.groups, capacity), c.head_size, c.head_size, dtype)
+
+
+def attends(c: LlamaConfig, layer: int, name: str | None = None) -> Any:
+    """The attention of a layer."""
+    return Attention(c, name=name)
 
 
 class MLP(nn.Module):

@@ -6,7 +6,7 @@ product of a query and a key depends on their distance alone.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +57,18 @@ def parameters(
     elif rope.get("original_max_position_embeddings") is None:
         rope["original_max_position_embeddings"] = longest
     return {**rope, "max_position_embeddings": longest}
+
+
+class Turns(NamedTuple):
+    """The rotations, as cos and sin, of the new tokens, and of the tokens in all slots."""
+
+    new: tuple[Array, Array]
+    slots: tuple[Array, Array]
+
+
+def grows(rope: Mapping[str, Any]) -> bool:
+    """Whether a position's angles change with the length of the text: no key may be kept turned."""
+    return rope["rope_type"] in ("dynamic", "longrope")
 
 
 def rotations(

@@ -39,17 +39,48 @@ def run(
         each: what differs from block to block, numbers; its length is the depth.
         scanned: one traced block whose leaves are stacks.
     """
+    call = lambda module, x, part, own: (module(x, *shared, **own), part)
+    return _thread(block, call, x, None, each, scanned)[0]
+
+
+def read(
+    block: Callable[[str, int], nn.Module],
+    x: Array,
+    parts: Mapping[str, Any] | None,
+    *shared: Any,
+    each: Sequence[Mapping[str, Any]],
+    scanned: bool,
+) -> tuple[Array, Mapping[str, Any] | None]:
+    """x, part_i <- block_i(x, part_i, *shared, **each[i]): :func:`run`, for blocks that remember.
+
+    ``parts`` are those of a :class:`lrjax.zoo.cache.Cache`, or None, of which every part is None.
+    """
+    call = lambda module, x, part, own: module(x, part, *shared, **own)
+    return _thread(block, call, x, parts, each, scanned)
+
+
+def _thread(
+    block: Callable[[str, int], nn.Module],
+    call: Callable[[Any, Array, Any, Mapping[str, Any]], tuple[Array, Any]],
+    x: Array,
+    parts: Mapping[str, Any] | None,
+    each: Sequence[Mapping[str, Any]],
+    scanned: bool,
+) -> tuple[Array, Mapping[str, Any] | None]:
+    done = {}
     if not scanned:
         for i, own in enumerate(each):
-            x = block(f"layer_{i}", i)(x, *shared, **own)
-        return x
+            name = f"layer_{i}"
+            x, done[name] = call(block(name, i), x, parts and parts[name], own)
+        return x, parts and done
 
-    def step(module: Any, x: Array, own: Mapping[str, Any]) -> tuple[Array, None]:
-        return module(x, *shared, **own), None
+    def step(module: Any, x: Array, now: tuple[Any, Mapping[str, Any]]) -> tuple[Array, Any]:
+        return call(module, x, *now)
 
     owns = {key: jnp.asarray([own[key] for own in each]) for key in each[0]}
     scan = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=len(each))
-    return scan(block("layers", 0), x, owns)[0]
+    x, done["layers"] = scan(block("layers", 0), x, (parts and parts["layers"], owns))
+    return x, parts and done
 
 
 def scan_layers(model: M, params: Any) -> tuple[M, dict[str, Any]]:
