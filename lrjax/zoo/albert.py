@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lrjax.zoo import attention, bert, heads, names
-from lrjax.zoo.config import Config, divides, one_of
+from lrjax.zoo.config import divides, one_of
 from lrjax.zoo.layers import ACTIVATIONS, Dense
 from lrjax.zoo.names import Tensor
+from lrjax.zoo.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlbertConfig(Config):
+class AlbertConfig(LayerSizes):
     """The shape of an ALBERT, in the words of its ``config.json``; the defaults are xxlarge."""
 
     model_type: ClassVar[str] = "albert"
@@ -42,6 +43,7 @@ class AlbertConfig(Config):
 
     def check(self) -> None:
         """Refuses what this encoder does not model."""
+        super().check()
         one_of("position_embedding_type", self.position_embedding_type, ("absolute",))
         one_of("hidden_act", self.hidden_act, ACTIVATIONS)
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)

@@ -15,13 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, heads, names, stack
-from lrjax.zoo.config import Config, divides, one_of
+from lrjax.zoo.config import divides, one_of
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, LayerNorm
 from lrjax.zoo.names import Tensor
+from lrjax.zoo.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig(Config):
+class BertConfig(LayerSizes):
     """The shape of a BERT, in the words of its ``config.json``; the defaults are BERT-base."""
 
     model_type: ClassVar[str] = "bert"
@@ -43,6 +44,7 @@ class BertConfig(Config):
 
     def check(self) -> None:
         """Refuses what these encoders do not model."""
+        super().check()
         one_of("position_embedding_type", self.position_embedding_type, ("absolute",))
         one_of("is_decoder", self.is_decoder, (False,))
         one_of("add_cross_attention", self.add_cross_attention, (False,))
@@ -170,7 +172,7 @@ class Encoder(nn.Module):
     ) -> Float[Array, "batch length d"]:
         c = self.config
         each = [{}] * c.num_hidden_layers
-        block = lambda name, i: Block(c, name=name)
+        block = lambda name, i: Block(c, i, name=name)
         return stack.run(block, x, visible, each=each, scanned=self.scanned)
 
 
@@ -178,6 +180,7 @@ class Block(nn.Module):
     """One transformer block, normalised after each residual sum."""
 
     config: Any
+    layer: int = 0
 
     @nn.compact
     def __call__(
@@ -186,7 +189,8 @@ class Block(nn.Module):
         eps = self.config.layer_norm_eps
         attended = Attention(self.config, name="attention")(x, visible)
         x = LayerNorm(eps, name="attention_norm")(x + attended)
-        return LayerNorm(eps, name="mlp_norm")(x + MLP(self.config, name="mlp")(x))
+        mlp = MLP(self.config, self.layer, name="mlp")
+        return LayerNorm(eps, name="mlp_norm")(x + mlp(x))
 
 
 class Attention(nn.Module):
@@ -210,11 +214,12 @@ class MLP(nn.Module):
     """Two layers with a non-linearity between: down(act(up(x)))."""
 
     config: Any
+    layer: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d"]) -> Float[Array, "batch length d"]:
         act = ACTIVATIONS[self.config.hidden_act]
-        hidden = act(Dense(self.config.intermediate_size, name="up")(x))
+        hidden = act(Dense(self.config.mlp_size(self.layer), name="up")(x))
         return Dense(self.config.hidden_size, name="down")(hidden)
 
 

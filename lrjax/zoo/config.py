@@ -13,6 +13,7 @@ from flax.core import FrozenDict
 from lrjax.errors import CheckpointError, message
 
 C = TypeVar("C", bound="Config")
+EXTENSION = "extension"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,12 @@ class Config:
         return config
 
     @property
+    def extensions(self) -> dict[str, Any]:
+        """The fields that are set and that no published config has."""
+        named = [f.name for f in _fields(type(self)) if f.metadata.get(EXTENSION)]
+        return {k: v for k in named if (v := getattr(self, k)) is not None}
+
+    @property
     def architectures(self) -> list[str] | None:
         """What the config that was read says of the model's class in the reference library."""
         return json.loads(self.rest).get("architectures")
@@ -84,6 +91,11 @@ class Config:
         keys = {field.name: field.name for field in _fields(cls)}
         other = {name: alias for name, alias in cls.aliases.items() if alias in data}
         return keys | {name: alias for name, alias in other.items() if name not in data}
+
+
+def extension() -> Any:
+    """A field that no published config has: None is as published, and is not written."""
+    return dataclasses.field(default=None, metadata={EXTENSION: True})
 
 
 def refuse(key: str, got: object, expected: str, todo: str = "Correct the value.") -> NoReturn:

@@ -16,16 +16,18 @@ from jaxtyping import Array, Bool, Float, Int
 from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, names, stack
 from lrjax.zoo.cache import Cache, KeyValues, empty, place, remember
-from lrjax.zoo.config import Config, divides, one_of
+from lrjax.zoo.config import divides, one_of
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, LayerNorm
 from lrjax.zoo.names import Tensor
+from lrjax.zoo.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPT2Config(Config):
+class GPT2Config(LayerSizes):
     """The shape of a GPT-2, in the words of its ``config.json``; the defaults are the smallest."""
 
     model_type: ClassVar[str] = "gpt2"
+    width: ClassVar[str] = "n_inner"
     aliases: ClassVar[Mapping[str, str]] = {
         "n_embd": "hidden_size",
         "n_head": "num_attention_heads",
@@ -47,13 +49,29 @@ class GPT2Config(Config):
 
     def check(self) -> None:
         """Refuses what this decoder does not model."""
+        super().check()
         one_of("activation_function", self.activation_function, ACTIVATIONS)
         one_of("add_cross_attention", self.add_cross_attention, (False,))
         divides("n_head", self.n_head, "n_embd", self.n_embd)
 
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return self.n_layer
+
+    @property
+    def mlp_width(self) -> int:
+        """Four times as wide unless told."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def head_size(self) -> int:
+        """The width of a head."""
+        return self.n_embd // self.n_head
+
     def scale(self, layer: int) -> float:
         """What the scores of a layer are multiplied with."""
-        root = (self.n_embd // self.n_head) ** -0.5 if self.scale_attn_weights else 1.0
+        root = self.head_size**-0.5 if self.scale_attn_weights else 1.0
         return root / (layer + 1) if self.scale_attn_by_inverse_layer_idx else root
 
 
@@ -71,11 +89,14 @@ class GPT2(nn.Module):
         attention_mask: Int[Array, "batch length"] | None = None,
         position_ids: Int[Array, "#batch length"] | None = None,
         cache: Cache | None = None,
-    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
+        *,
+        last: bool = False,
+    ) -> Float[Array, "batch _ vocab"] | tuple[Float[Array, "batch _ vocab"], Cache]:
         """The logits; with ``cache``, given the tokens in it, and the cache with the new ones.
 
         ``attention_mask`` is 1 at real tokens, 0 at padding, on either side; ``position_ids`` are
-        0, 1, 2, ... unless told, or go on from those in the cache. Both may be left out.
+        0, 1, 2, ... unless told, or go on from those in the cache. Both may be left out. With
+        ``last``, there are the logits of the last place alone.
         """
         c, length = self.config, input_ids.shape[1]
         if length > c.n_positions:
@@ -91,7 +112,7 @@ class GPT2(nn.Module):
         embed = Embed(c.vocab_size, c.n_embd, name="embed")
         x = embed(input_ids) + Embed(c.n_positions, c.n_embd, name="position")(tokens.new)
         x, parts = stack.read(
-            lambda name, i: Block(c, name=name),
+            lambda name, i: Block(c, i, name=name),
             x,
             cache and cache.parts,
             tokens.start,
@@ -99,12 +120,17 @@ class GPT2(nn.Module):
             each=[{"scale": c.scale(i)} for i in range(c.n_layer)],
             scanned=self.scanned,
         )
-        x = LayerNorm(c.layer_norm_epsilon, name="norm")(x)
+        x = LayerNorm(c.layer_norm_epsilon, name="norm")(x[:, -1:] if last else x)
         if c.tie_word_embeddings:
             logits = embed.attend(x)
         else:
             logits = Dense(c.vocab_size, use_bias=False, name="head")(x)
         return logits if after is None else (logits, replace(after, parts=parts))
+
+    @property
+    def positions(self) -> int:
+        """The number of tokens that a text may have."""
+        return self.config.n_positions
 
     @nn.nowrap
     def cache(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
@@ -129,6 +155,7 @@ class Block(nn.Module):
     """Attention, then an MLP, each normalised before and added to what went in."""
 
     config: GPT2Config
+    layer: int = 0
 
     @nn.compact
     def __call__(
@@ -143,7 +170,8 @@ class Block(nn.Module):
         y = LayerNorm(eps, name="attention_norm")(x)
         y, part = Attention(self.config, name="attention")(y, part, start, visible, scale)
         x = x + y
-        return x + MLP(self.config, name="mlp")(LayerNorm(eps, name="mlp_norm")(x)), part
+        mlp = MLP(self.config, self.layer, name="mlp")
+        return x + mlp(LayerNorm(eps, name="mlp_norm")(x)), part
 
 
 class Attention(nn.Module):
@@ -179,12 +207,13 @@ class MLP(nn.Module):
     """Two layers with a non-linearity between, four times as wide unless told."""
 
     config: GPT2Config
+    layer: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length d"]) -> Float[Array, "batch length d"]:
         c = self.config
-        width = 4 * c.n_embd if c.n_inner is None else c.n_inner
-        hidden = ACTIVATIONS[c.activation_function](Dense(width, name="up")(x))
+        up = Dense(c.mlp_size(self.layer), name="up")(x)
+        hidden = ACTIVATIONS[c.activation_function](up)
         return Dense(c.n_embd, name="down")(hidden)
 
 

@@ -59,11 +59,14 @@ class Llama(nn.Module):
         attention_mask: Int[Array, "batch length"] | None = None,
         position_ids: Int[Array, "#batch length"] | None = None,
         cache: Cache | None = None,
-    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
+        *,
+        last: bool = False,
+    ) -> Float[Array, "batch _ vocab"] | tuple[Float[Array, "batch _ vocab"], Cache]:
         """The logits; with ``cache``, given the tokens in it, and the cache with the new ones.
 
         ``attention_mask`` is 1 at real tokens, 0 at padding, on either side; ``position_ids`` are
-        0, 1, 2, ... unless told, or go on from those in the cache. Both may be left out.
+        0, 1, 2, ... unless told, or go on from those in the cache. Both may be left out. With
+        ``last``, there are the logits of the last place alone.
         """
         c, length = self.config, input_ids.shape[1]
         tokens, after = place(input_ids, attention_mask, position_ids, cache)
@@ -89,7 +92,7 @@ class Llama(nn.Module):
             each=[{"kind": kinds.index(w)} for w in windows],
             scanned=self._scanned(),
         )
-        x = norm(c, "norm")(x)
+        x = norm(c, "norm")(x[:, -1:] if last else x)
         if c.tie_word_embeddings:
             logits = embed.attend(x)
         else:
@@ -97,6 +100,11 @@ class Llama(nn.Module):
         cap = getattr(c, "final_logit_softcapping", None)
         logits = logits if cap is None else jnp.tanh(logits / cap) * cap
         return logits if after is None else (logits, replace(after, parts=parts))
+
+    @property
+    def positions(self) -> int:
+        """The number of tokens that a text may have."""
+        return self.config.max_position_embeddings
 
     @nn.nowrap
     def cache(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
@@ -152,7 +160,7 @@ class Block(nn.Module):
         y, part = attends(c, self.layer, name="attention")(y, part, start, visible, turns)
         x = x + after("attention_post_norm", y)
         sparse = c.sparse(self.layer)
-        mlp = Experts(c, name="experts") if sparse else MLP(c, c.intermediate_size, name="mlp")
+        mlp = Experts(c, name="experts") if sparse else MLP(c, c.mlp_size(self.layer), name="mlp")
         return x + after("mlp_post_norm", mlp(norm(c, "mlp_norm")(x))), part
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lrjax.zoo import rope
-from lrjax.zoo.config import Config, divides, one_of, refuse
+from lrjax.zoo.config import divides, one_of, refuse
 from lrjax.zoo.layers import ACTIVATIONS
+from lrjax.zoo.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig(Config):
+class LlamaConfig(LayerSizes):
     """Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783)."""
 
     model_type: ClassVar[str] = "llama"
@@ -45,6 +46,7 @@ class LlamaConfig(Config):
 
     def check(self) -> None:
         """Refuses what the decoder does not model."""
+        super().check()
         one_of("hidden_act", self.act, ACTIVATIONS)
         one_of("use_bidirectional_attention", self.use_bidirectional_attention, (None, False))
         if self.head_dim is None:

@@ -92,8 +92,16 @@ def save(
     keeps them factored. ``extra_files`` (a tokenizer) are copied beside the weights.
 
     Raises:
-        CheckpointError: the parameters are not this model's, or the folder exists.
+        CheckpointError: the parameters are not this model's, the published architecture has no
+            words for its shape, or the folder exists.
     """
+    for key, value in model.config.extensions.items():
+        _fail(
+            f"config.json, {key}",
+            got=value,
+            expected="nothing: the published architecture has no such key",
+            todo="Keep this model as an artefact: lrjax.save(..., config=model.config.to_json()).",
+        )
     leaves, _ = trees.flatten(params)
     shapes = shapes_of(model)
     for path in sorted(shapes.keys() | leaves.keys()):

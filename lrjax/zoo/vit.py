@@ -15,13 +15,14 @@ from jaxtyping import Array, Float
 
 from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, bert, heads, names, stack
-from lrjax.zoo.config import Config, divides, one_of, refuse
+from lrjax.zoo.config import divides, one_of, refuse
 from lrjax.zoo.layers import ACTIVATIONS, Conv, Dense, LayerNorm
 from lrjax.zoo.names import Tensor
+from lrjax.zoo.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(Config):
+class ViTConfig(LayerSizes):
     """The shape of a ViT, in the words of its ``config.json``; the defaults are ViT-base."""
 
     model_type: ClassVar[str] = "vit"
@@ -42,6 +43,7 @@ class ViTConfig(Config):
 
     def check(self) -> None:
         """Refuses what this model does not know."""
+        super().check()
         one_of("hidden_act", self.hidden_act, ACTIVATIONS)
         one_of("pooler_act", self.pooler_act, ACTIVATIONS)
         divides("num_attention_heads", self.num_attention_heads, "hidden_size", self.hidden_size)
@@ -182,7 +184,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens d"]) -> Float[Array, "batch tokens d"]:
-        block = lambda name, i: Block(self.config, name=name)
+        block = lambda name, i: Block(self.config, i, name=name)
         each = [{}] * self.config.num_hidden_layers
         return stack.run(block, x, each=each, scanned=self.scanned)
 
@@ -191,13 +193,15 @@ class Block(nn.Module):
     """Attention over all tokens, then an MLP, each normalised before and added to what went in."""
 
     config: ViTConfig
+    layer: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens d"]) -> Float[Array, "batch tokens d"]:
         c = self.config
         y = LayerNorm(c.layer_norm_eps, name="attention_norm")(x)
         x = x + Attention(c, name="attention")(y)
-        return x + bert.MLP(c, name="mlp")(LayerNorm(c.layer_norm_eps, name="mlp_norm")(x))
+        mlp = bert.MLP(c, self.layer, name="mlp")
+        return x + mlp(LayerNorm(c.layer_norm_eps, name="mlp_norm")(x))
 
 
 class Attention(nn.Module):
