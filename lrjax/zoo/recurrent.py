@@ -1,12 +1,17 @@
 """LSTM and GRU language models: a word table, recurrent layers, a head, in PyTorch's layout.
 
 The names are those of PyTorch's word language model: ``encoder.weight``, ``rnn.weight_ih_l0``, ...,
-``decoder.weight``. A cell's kernels are stacks ``[gates, in, out]``, so that gates are factored one
-by one, or all together. ``config.json`` has ``model_type`` ("lstm" or "gru") and the fields below.
+``decoder.weight``. ``config.json`` has ``model_type`` ("lstm" or "gru") and the fields below.
+
+A cell's kernels are stacks ``[gates, in, out]``, which rules factor as they like: ``SVD()`` gives
+all gates one basis of the inputs, ``BlockSVD(grid=(1, gates))`` each gate factors and a rank of its
+own, ``Tucker(smallest=1)`` compresses gates, inputs and outputs, and ``LowRankDiagonal()`` keeps
+the identity path of a recurrent kernel. Calibration runs through the loop: a recurrent kernel is
+fitted to the states that the text drives it through.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,12 +20,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lrjax import ops
+from lrjax.zoo import cache as caches
 from lrjax.zoo import names
+from lrjax.zoo.cache import Cache
 from lrjax.zoo.config import Config, refuse
 from lrjax.zoo.layers import Dense, Embed, FactorModule
 from lrjax.zoo.names import Tensor
 
-State = Any
+State = tuple[Array, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +67,38 @@ class Recurrent(nn.Module):
         self,
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"] | None = None,
-    ) -> Float[Array, "batch length vocab"]:
-        """The logits; at a padding token, where ``attention_mask`` is 0, the state stays."""
+        position_ids: Int[Array, "#batch length"] | None = None,
+        *,
+        cache: Cache | None = None,
+    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
+        """The logits; at a padding token, where ``attention_mask`` is 0, the state stays.
+
+        With a ``cache``, what :meth:`cache` made or an earlier call returned, reading goes on from
+        its states, and the new cache comes back beside the logits. Positions mean nothing here.
+        """
         c = self.config
+        _, done = caches.place(input_ids, attention_mask, position_ids, cache)
+        parts = {}
         embed = Embed(c.vocab_size, c.embedding_size, name="embed")
         x = embed(input_ids)
-        for i in range(c.num_layers):
-            x = Layer(CELLS[type(c)], c.hidden_size, c.bias, name=f"layer_{i}")(x, attention_mask)
+        for name in (f"layer_{i}" for i in range(c.num_layers)):
+            layer = Layer(CELLS[type(c)], c.hidden_size, c.bias, name=name)
+            x, parts[name] = layer(x, cache and cache.parts[name], attention_mask)
         bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
-        if c.tie_word_embeddings:
-            return embed.attend(x) + bias
-        return Dense(c.vocab_size, use_bias=False, name="head")(x) + bias
+        tied = c.tie_word_embeddings
+        head = embed.attend if tied else Dense(c.vocab_size, use_bias=False, name="head")
+        logits = head(x) + bias
+        return logits if done is None else (logits, replace(done, parts=parts))
+
+    @nn.nowrap
+    def cache(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
+        """The cache of a text's beginning: states of zeros, whose size no text changes.
+
+        It has slots for ``capacity`` tokens, as every cache, which here count them and no more.
+        """
+        c = self.config
+        zero = jnp.zeros((batch, c.hidden_size), dtype)
+        return caches.empty([(zero,) * CELLS[type(c)].states] * c.num_layers, batch, capacity)
 
     @property
     def architecture(self) -> str:
@@ -135,7 +163,10 @@ CELLS: Mapping[type[LSTMConfig], Cell] = {LSTMConfig: Cell(4, 2, lstm), GRUConfi
 
 
 class Layer(nn.Module):
-    """One recurrent layer over all of the text; the inputs' product is taken out of the loop."""
+    """One recurrent layer over all of the text; the inputs' product is taken out of the loop.
+
+    It starts from a ``state`` and returns the last one, both None where it starts from zeros.
+    """
 
     cell: Cell
     features: int
@@ -145,8 +176,9 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length d"],
+        state: State | None = None,
         mask: Int[Array, "batch length"] | None = None,
-    ) -> Float[Array, "batch length h"]:
+    ) -> tuple[Float[Array, "batch length h"], State | None]:
         gates = self.cell.gates
         inputs = Gates(gates, self.features, self.use_bias, name="input")(x)
         recurrent = Gates(gates, self.features, self.use_bias, name="recurrent")
@@ -161,9 +193,12 @@ class Layer(nn.Module):
                 new = tuple(jnp.where(is_real, a, b) for a, b in zip(new, state, strict=True))
             return new, new[0]
 
-        start = (zero,) * self.cell.states
-        _, states = jax.lax.scan(step, start, (jnp.moveaxis(inputs, 1, 0), real))
-        return jnp.moveaxis(states, 0, 1)
+        start = state or (zero,) * self.cell.states
+        start = tuple(part.astype(inputs.dtype) for part in start)
+        last, states = jax.lax.scan(step, start, (jnp.moveaxis(inputs, 1, 0), real))
+        if state is not None:
+            state = tuple(new.astype(old.dtype) for new, old in zip(last, state, strict=True))
+        return jnp.moveaxis(states, 0, 1), state
 
 
 class Gates(FactorModule):
