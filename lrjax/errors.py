@@ -33,6 +33,10 @@ class CheckpointError(LrjaxError, ValueError):
     """A checkpoint does not hold what its model needs."""
 
 
+class GenerationError(LrjaxError, ValueError):
+    """Prompts or options from which no text can be generated."""
+
+
 class DtypeError(LrjaxError, TypeError):
     """Factors have dtypes that cannot stand for one weight."""
 
