@@ -41,9 +41,9 @@ class Cache:
     """
 
     parts: Mapping[str, Any]
-    used: Int[Array, ""]
-    real: Bool[Array, "batch slots"]
-    positions: Int[Array, "batch slots"]
+    used: Int[Array, ""] | Any
+    real: Bool[Array, "batch slots"] | Any
+    positions: Int[Array, "batch slots"] | Any
 
     @property
     def capacity(self) -> int:
@@ -131,8 +131,8 @@ def place(
 class KeyValues:
     """A layer's part that holds keys and values, by heads, so that a head's slots are adjacent."""
 
-    keys: Float[Array, "*layers batch groups slots d"]
-    values: Float[Array, "*layers batch groups slots d_value"]
+    keys: Float[Array, "*layers batch groups slots d"] | Any
+    values: Float[Array, "*layers batch groups slots d_value"] | Any
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int], d: int, d_value: int, dtype: Any) -> "KeyValues":
@@ -143,8 +143,8 @@ class KeyValues:
 def remember(
     part: KeyValues | None,
     start: int | Int[Array, ""],
-    keys: Float[Array, "batch length groups d"],
-    values: Float[Array, "batch length groups d_value"],
+    keys: Float[Array, "batch length groups d"], | Any
+    values: Float[Array, "batch length groups d_value"], | Any
 ) -> tuple[Array, Array, KeyValues | None]:
     """The keys and values of all slots, those of the new tokens written, and the new part."""
     if part is None:
