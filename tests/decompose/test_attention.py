@@ -53,13 +53,15 @@ def test_a_basis_that_all_heads_share_is_recovered():
 def test_the_joint_basis_is_the_truncated_svd_of_all_whitened_heads():
     gram, stacks = moment(0, D)[0], [draw(1, G, D, SIZE), draw(2, G, D, SIZE - 2)]
     sides = [np.stack([moment(k, w.shape[2])[0] for k in range(G)]) for w in stacks]
-    white = [root(gram) @ w @ np.stack(list(map(root, s))) for w, s in zip(stacks, sides)]
+    white = [
+        root(gram) @ w @ np.stack(list(map(root, s))) for w, s in zip(stacks, sides, strict=True)
+    ]
     wide = np.concatenate([np.concatenate(list(w), 1) for w in white], 1)
     rows, own, cols = f32(gram)[0], f32(*stacks), f32(*sides)
     found = attention.joint_basis(own, 7, rows=rows, cols=cols)
     lost = sum(
         np.sum((root(gram) @ (w - np.asarray(found.basis @ c)) @ np.stack(list(map(root, s)))) ** 2)
-        for w, c, s in zip(stacks, found.cores, sides)
+        for w, c, s in zip(stacks, found.cores, sides, strict=True)
     )
     np.testing.assert_allclose(lost, tail(wide, 7), rtol=1e-4)
     np.testing.assert_allclose(float(found.info.residual) ** 2, lost, rtol=1e-4)
@@ -114,7 +116,7 @@ def test_score_products_are_optimal_and_beat_separate_svds_on_every_random_layer
 def test_value_products_are_optimal_for_all_heads_that_share_the_values():
     gram, value, output = moment(0, D)[0], draw(1, D, SIZE), draw(2, 2, SIZE, D + 3)
     v, o, _ = attention.value_product(*f32(value, output), 4, gram=f32(gram)[0])
-    assert v.shape == (D, 4) and o.shape == (2, 4, D + 3)
+    assert (v.shape, o.shape) == ((D, 4), (2, 4, D + 3))
     wide = np.concatenate(list(root(gram) @ value @ output), 1)
     new = np.concatenate(list(root(gram) @ np.asarray(v @ o, np.float64)), 1)
     np.testing.assert_allclose(np.sum((wide - new) ** 2), tail(wide, 4), rtol=1e-3)

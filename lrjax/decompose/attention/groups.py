@@ -80,7 +80,7 @@ def merge_rotated_keys(
     gram: Float[Array, "*#S d d"] | None = None,
 ) -> Merged:
     """Keys of fewer heads that are rotated by position: the leading component at each frequency."""
-    *stack, count, d, h = key.shape
+    *stack, count, _, h = key.shape
     queried = pair_energy(_served(inner(query, _headed(gram)), count))
     split = lambda x: x.reshape(*stack, groups, count // groups, *x.shape[len(stack) + 1 :])
     found = components(split(key), split(queried), _headed(gram))

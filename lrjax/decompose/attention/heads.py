@@ -20,7 +20,7 @@ def join_heads(heads: Float[Array, "*S heads d h"]) -> Float[Array, "*S d n"]:
 
 
 def affine(kernel: Float[Array, "*S d n"], bias: Float[Array, "*S n"]) -> Float[Array, "*S d+1 n"]:
-    """x W + b = [x, 1] [W; b]: the bias as the row of an input that is always one."""
+    """The bias as the row of an input that is always one: x W + b = [x, 1] [W; b]."""
     return jnp.concatenate([kernel, bias[..., None, :].astype(kernel.dtype)], axis=-2)
 
 

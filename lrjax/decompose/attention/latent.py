@@ -39,7 +39,7 @@ def joint_basis(
     rows: Float[Array, "*S d d"] | None = None,
     cols: Sides | None = None,
 ) -> Latent:
-    """min sum_i tr(D_i' rows D_i cols_i), D_i = W_i - basis core_i, over all heads i of all stacks.
+    """The least sum_i tr(D_i' rows D_i cols_i), D_i = W_i - basis core_i, over all heads i.
 
     Each head is weighed by the root of its own small side; what follows is the inverse-free
     weighted SVD of all heads side by side. At full rank, min(d, all head sizes together), the

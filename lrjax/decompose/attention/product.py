@@ -1,5 +1,4 @@
-"""The best product of two smaller matrices in place of a product of two: query and key, value and
-output.
+"""Smaller heads by the best product: of query and key kernels, of value and output kernels.
 
 A head knows its query and key kernels by their product alone, x (Q K') y', and its value and output
 kernels by theirs, x (V O). For A B' with r columns each instead of h,
@@ -36,7 +35,7 @@ class Product(NamedTuple):
 
 
 def product(rows: Float[Array, "*S n n"], cols: Float[Array, "*S n n"], size: int) -> Product:
-    """min tr(D' rows D cols), D = I - left @ right: `size` columns between A and B instead of n.
+    """The least tr(D' rows D cols), D = I - left @ right: `size` columns between A and B, not n.
 
     `rows` is A'A, `cols` is B'B. At full size left and right are the identity, exactly.
 

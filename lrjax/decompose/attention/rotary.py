@@ -115,4 +115,5 @@ def mean_turn(frequencies: Float[Array, " f"], span: int) -> Complex[Array, " f"
 def pair_energy(gram: Float[Array, "*S h h"]) -> Float[Array, "*S f"]:
     """E|q_j|^2 of the pairs of a head from the second moment of its outputs."""
     diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
-    return sum(jnp.split(diagonal, 2, axis=-1))
+    first, second = jnp.split(diagonal, 2, axis=-1)
+    return first + second
