@@ -143,8 +143,8 @@ class KeyValues:
 def remember(
     part: KeyValues | None,
     start: int | Int[Array, ""],
-    keys: Float[Array, "batch length groups d"], | Any
-    values: Float[Array, "batch length groups d_value"], | Any
+    keys: Float[Array, "batch length groups d"],
+    values: Float[Array, "batch length groups d_value"],
 ) -> tuple[Array, Array, KeyValues | None]:
     """The keys and values of all slots, those of the new tokens written, and the new part."""
     if part is None:
