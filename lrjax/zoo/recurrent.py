@@ -68,13 +68,15 @@ class Recurrent(nn.Module):
         input_ids: Int[Array, "batch length"],
         attention_mask: Int[Array, "batch length"] | None = None,
         position_ids: Int[Array, "#batch length"] | None = None,
-        *,
         cache: Cache | None = None,
-    ) -> Float[Array, "batch length vocab"] | tuple[Float[Array, "batch length vocab"], Cache]:
+        *,
+        last: bool = False,
+    ) -> Float[Array, "batch _ vocab"] | tuple[Float[Array, "batch _ vocab"], Cache]:
         """The logits; at a padding token, where ``attention_mask`` is 0, the state stays.
 
         With a ``cache``, what :meth:`cache` made or an earlier call returned, reading goes on from
         its states, and the new cache comes back beside the logits. Positions mean nothing here.
+        With ``last``, there are the logits of the last place alone.
         """
         c = self.config
         _, done = caches.place(input_ids, attention_mask, position_ids, cache)
@@ -84,11 +86,16 @@ class Recurrent(nn.Module):
         for name in (f"layer_{i}" for i in range(c.num_layers)):
             layer = Layer(CELLS[type(c)], c.hidden_size, c.bias, name=name)
             x, parts[name] = layer(x, cache and cache.parts[name], attention_mask)
+        x = x[:, -1:] if last else x
         bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
         tied = c.tie_word_embeddings
         head = embed.attend if tied else Dense(c.vocab_size, use_bias=False, name="head")
         logits = head(x) + bias
         return logits if done is None else (logits, replace(done, parts=parts))
+
+    @property
+    def positions(self) -> None:
+        """A text may have any number of tokens."""
 
     @nn.nowrap
     def cache(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
