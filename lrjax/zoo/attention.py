@@ -24,14 +24,23 @@ def attend(
     groups = k.shape[2]
     q = q.reshape(batch, queries, groups, heads // groups, d)
     scores = jnp.einsum("bqgnd,bkgd->bgnqk", q, k) * (d**-0.5 if scale is None else scale)
+    weights = weigh(scores, visible, softcap).astype(v.dtype)
+    mixed = jnp.einsum("bgnqk,bkgd->bqgnd", weights, v)
+    return mixed.reshape(batch, queries, heads * v.shape[-1])
+
+
+def weigh(
+    scores: Float[Array, "batch groups each queries keys"],
+    visible: Bool[Array, "#batch #queries #keys"] | None,
+    softcap: float | None = None,
+) -> Float[Array, "batch groups each queries keys"]:
+    """The weights of the keys by their scores, in float32."""
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if visible is not None:
         scores = jnp.where(visible[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bgnqk,bkgd->bqgnd", weights, v)
-    return mixed.reshape(batch, queries, heads * v.shape[-1])
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def everywhere(

@@ -17,13 +17,14 @@ from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, names, stack
 from lrjax.zoo.cache import Cache, KeyValues, empty, place, remember
 from lrjax.zoo.config import divides, one_of
+from lrjax.zoo.latent import LatentAttention
+from lrjax.zoo.latent_config import LatentSizes
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, LayerNorm
 from lrjax.zoo.names import Tensor
-from lrjax.zoo.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPT2Config(LayerSizes):
+class GPT2Config(LatentSizes):
     """The shape of a GPT-2, in the words of its ``config.json``; the defaults are the smallest."""
 
     model_type: ClassVar[str] = "gpt2"
@@ -68,6 +69,11 @@ class GPT2Config(LayerSizes):
     def head_size(self) -> int:
         """The width of a head."""
         return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """One for each query head."""
+        return self.n_head
 
     def scale(self, layer: int) -> float:
         """What the scores of a layer are multiplied with."""
@@ -135,7 +141,8 @@ class GPT2(nn.Module):
     @nn.nowrap
     def cache(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
         """An empty cache of ``capacity`` tokens in each row."""
-        parts = self.config.n_layer * [Attention(self.config).part(batch, capacity, dtype)]
+        layers = range(self.config.n_layer)
+        parts = [attends(self.config, i).part(batch, capacity, dtype) for i in layers]
         return empty(parts, batch, capacity, scanned=self.scanned)
 
     @nn.nowrap
@@ -161,14 +168,16 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length d"],
-        part: KeyValues | None,
+        part: Any,
         start: int | Int[Array, ""],
         visible: Bool[Array, "#batch length slots"],
         scale: float | Float[Array, ""],
-    ) -> tuple[Float[Array, "batch length d"], KeyValues | None]:
+    ) -> tuple[Float[Array, "batch length d"], Any]:
         eps = self.config.layer_norm_epsilon
         y = LayerNorm(eps, name="attention_norm")(x)
-        y, part = Attention(self.config, name="attention")(y, part, start, visible, scale)
+        y, part = attends(self.config, self.layer, "attention")(
+            y, part, start, visible, scale=scale
+        )
         x = x + y
         mlp = MLP(self.config, self.layer, name="mlp")
         return x + mlp(LayerNorm(eps, name="mlp_norm")(x)), part
@@ -201,6 +210,15 @@ class Attention(nn.Module):
         """What this layer keeps in an empty cache."""
         heads, d = self.config.n_head, self.config.n_embd // self.config.n_head
         return KeyValues.empty((batch, heads, capacity), d, d, dtype)
+
+
+def attends(c: GPT2Config, layer: int, name: str | None = None) -> Any:
+    """The attention of a layer."""
+    latent = c.latent_of(layer)
+    if latent is None:
+        return Attention(c, name=name)
+    sizes = c.key_size(layer), c.value_size(layer)
+    return LatentAttention(latent, c.n_head, c.n_head, *sizes, c.n_embd, (True, True), name=name)
 
 
 class MLP(nn.Module):

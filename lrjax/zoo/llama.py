@@ -6,6 +6,7 @@ heads than query heads, a gated MLP, root-mean-square norms (arXiv:2302.13971, a
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, names, rope, stack
 from lrjax.zoo.cache import Cache, KeyValues, empty, place, remember
 from lrjax.zoo.config import one_of
+from lrjax.zoo.latent import LatentAttention
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, RMSNorm
 from lrjax.zoo.llama_config import (
     Gemma2Config,
@@ -115,6 +117,9 @@ class Llama(nn.Module):
 
     @nn.nowrap
     def _scanned(self) -> bool:
+        if self.scanned and len(set(self.config.latent or ())) > 1:
+            got, todo = "latents that differ from layer to layer", "Leave the layers unrolled."
+            raise ShapeError(message(got=got, expected="equal layers to scan", todo=todo))
         sparse = [self.config.sparse(i) for i in range(self.config.num_hidden_layers)]
         if self.scanned and len(set(sparse)) > 1:
             got = f"experts in {sum(sparse)} of {len(sparse)} layers"
@@ -206,7 +211,23 @@ class Attention(nn.Module):
 
 def attends(c: LlamaConfig, layer: int, name: str | None = None) -> Any:
     """The attention of a layer."""
-    return Attention(c, name=name)
+    latent = c.latent_of(layer)
+    if latent is None:
+        return Attention(c, name=name)
+    return LatentAttention(
+        latent,
+        c.num_attention_heads,
+        c.groups,
+        c.key_size(layer),
+        c.value_size(layer),
+        c.hidden_size,
+        c.biases[:2],
+        scale=c.scale,
+        softcap=getattr(c, "attn_logit_softcapping", None),
+        norm=partial(norm, c) if c.qk_norm else None,
+        late=rope.grows(c.rope),
+        name=name,
+    )
 
 
 class MLP(nn.Module):

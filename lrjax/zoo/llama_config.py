@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from lrjax.zoo import rope
 from lrjax.zoo.config import divides, one_of, refuse
+from lrjax.zoo.latent_config import LatentSizes
 from lrjax.zoo.layers import ACTIVATIONS
-from lrjax.zoo.sizes import LayerSizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaConfig(LayerSizes):
+class LlamaConfig(LatentSizes):
     """Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783)."""
 
     model_type: ClassVar[str] = "llama"
@@ -60,6 +60,11 @@ class LlamaConfig(LayerSizes):
     def groups(self) -> int:
         """The number of key and value heads."""
         return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """The same."""
+        return self.groups
 
     @property
     def head_size(self) -> int:

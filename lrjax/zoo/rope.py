@@ -95,6 +95,15 @@ def rotate(
     return x * cos.astype(x.dtype) + turned * sin.astype(x.dtype)
 
 
+def pick(
+    turns: tuple[Float[Array, "#batch length 1 d"], Float[Array, "#batch length 1 d"]],
+    frequencies: Int[Array, " k"],
+) -> tuple[Float[Array, "#batch length 1 e"], Float[Array, "#batch length 1 e"]]:
+    """The rotations of heads that have the pairs of some frequencies alone, 2k wide."""
+    own = jnp.concatenate([frequencies, frequencies])
+    return turns[0][..., own], turns[1][..., own]
+
+
 def _frequencies(rope: Mapping[str, Any], d: int, longest: Any) -> tuple[Any, float]:
     """The frequencies f_j, j < d/2, and a factor on cos and sin."""
     base, exponent = rope["rope_theta"], np.arange(0, d, 2, dtype=np.float32) / d
