@@ -38,6 +38,11 @@ class Module:
         return frozenset(path.split("/")[0] for path in self.weights)
 
     @property
+    def layered(self) -> bool:
+        """Whether it is the module of one layer."""
+        return LAYER.search(self.path) is not None
+
+    @property
     def layer(self) -> int:
         """The index i of the ``layer_i`` that it belongs to."""
         found = LAYER.search(self.path)
@@ -65,6 +70,14 @@ class Module:
             todo = "Calibrate this very model, with a larger max_gram where a diagonal was kept."
         expected = f"the second moment of its {size} inputs"
         raise StatsError(message(path=path, got=found, expected=expected, todo=todo))
+
+    def gradients(self, weight: str) -> Float[Array, "*S n n"] | None:
+        """E[g g'] of the gradients g at a weight's output, in float32; None if not taken."""
+        path = f"{self.path}/{weight}".lstrip("/")
+        cols = None if self.stats is None else self.stats.of(path).cols
+        if cols is None or cols.diagonal or cols.size != self.weights[weight].shape[-1]:
+            return None
+        return cols.second.astype(jnp.float32)
 
     def replace(self, weights: Mapping[str, Any]) -> "Module":
         """The same module with some of its leaves replaced, each in the dtype of the old one."""
@@ -105,3 +118,16 @@ class Structure(ABC):
 def stack(modules: Sequence[Module], weight: str) -> jax.Array:
     """One leaf of equal modules, [modules, ...], in float32."""
     return jnp.stack([jnp.asarray(m.weights[weight], jnp.float32) for m in modules])
+
+
+def finite(path: str, weight: jax.Array) -> jax.Array:
+    """The weight that was solved for.
+
+    Raises:
+        StatsError: it is not finite.
+    """
+    if not bool(jnp.isfinite(weight).all()):
+        got, todo = "a solution that is not finite", "Look for NaN or overflow in both."
+        expected = "finite weights and statistics"
+        raise StatsError(message(path=path, got=got, expected=expected, todo=todo))
+    return weight

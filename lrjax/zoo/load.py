@@ -98,7 +98,7 @@ def save(
     for key, value in model.config.extensions.items():
         _fail(
             f"config.json, {key}",
-            got=value,
+            got=str(value),
             expected="nothing: the published architecture has no such key",
             todo="Keep this model as an artefact: lrjax.save(..., config=model.config.to_json()).",
         )

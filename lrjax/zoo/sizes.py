@@ -66,7 +66,8 @@ class LayerSizes(Config):
         every = tuple(sizes.get(i, self.mlp_size(i)) for i in range(self.depth))
         if len(set(every)) > 1:
             return dataclasses.replace(self, mlp_sizes=every)
-        return dataclasses.replace(self, mlp_sizes=None, **{self.width: every[0]})  # pyright: ignore[reportArgumentType]
+        own = {} if every[0] == self.mlp_width else {self.width: every[0]}
+        return dataclasses.replace(self, **{"mlp_sizes": None, **own})
 
     def with_key_sizes(self: S, sizes: Mapping[int, int], **fields: Any) -> S:
         """The config with other query and key heads."""

@@ -1,0 +1,58 @@
+"""Tiny models of the zoo with statistics, and inputs that calibration has not seen."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrjax import calibrate, trees, zoo
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "zoo" / "goldens"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, its parameters, what they saw, and inputs held out."""
+
+    model: Any
+    params: Any
+    stats: Any
+    unseen: Any
+
+    @property
+    def leaves(self) -> dict[str, Any]:
+        return trees.flatten(self.params)[0]
+
+    def outputs(self, model: Any = None, params: Any = None) -> np.ndarray:
+        params = self.params if params is None else params
+        return np.asarray((model or self.model).apply({"params": params}, self.unseen))
+
+    def loss(self, model: Any, params: Any) -> float:
+        """KL of the predictions on held-out inputs from those of the whole model."""
+        whole, cut = (jax.nn.log_softmax(x) for x in (self.outputs(), self.outputs(model, params)))
+        return float((jnp.exp(whole) * (whole - cut)).mean())
+
+
+@functools.cache
+def case(name: str) -> Case:
+    model, params = zoo.load(GOLDENS / name)
+    if name == "llama":
+        # Weights of more than the initial scale, so that attention and MLP are far from linear.
+        params = trees.map_weights(lambda x: 6 * x if x.ndim == 2 and len(x) < 60 else x, params)
+    rng = np.random.default_rng(0)
+    if name == "vit":
+        draw = lambda n: jnp.asarray(rng.normal(size=(n, 3, 16, 16)), jnp.float32)
+    else:
+        draw = lambda n: jnp.asarray(rng.integers(1, 61, (n, 20)))
+    seen, unseen = draw(64), draw(8)
+    apply = lambda p, batch: model.apply({"params": p}, batch)
+    stats = calibrate(apply, params, [seen], gradients=False)
+    return Case(model, params, stats, unseen)
+
+
+def count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
