@@ -65,13 +65,13 @@ def generate(
             expected = f"at most {model.positions}, the positions of this model"
             refuse("input_ids", got, expected, "Cut the prompt, or ask for fewer tokens.")
         length = min(length, model.positions)
-    ids, mask = prompts.widen(ids, mask, length)
+    more = [(0, 0), (length - ids.shape[1], 0)]
     stops = jnp.asarray(stop, jnp.int32)
     writing = decode.begin(
         model,
         params,
-        jnp.asarray(ids),
-        jnp.asarray(mask),
+        jnp.asarray(np.pad(ids, more)),
+        jnp.asarray(np.pad(mask, more)),
         sampling,
         stops,
         jax.random.key(0) if key is None else key,

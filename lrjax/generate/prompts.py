@@ -52,12 +52,6 @@ def read(input_ids: Any, attention_mask: Any | None, vocab: int) -> tuple[Ids, M
     return ids[:, -longest:].astype(np.int32), mask[:, -longest:]
 
 
-def widen(ids: Ids, mask: Mask, length: int) -> tuple[Ids, Mask]:
-    """More padding on the left."""
-    more = [(0, 0), (length - ids.shape[1], 0)]
-    return np.pad(ids, more), np.pad(mask, more)
-
-
 def rounded(length: int) -> int:
     """The length or a little more, one of few: a multiple of 32, or of an eighth to a quarter."""
     step = max(32, 1 << max(length.bit_length() - 3, 0))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,9 @@ class Sample:
         top_p: of those, the likeliest whose probabilities first sum to p (arXiv:1904.09751).
     """
 
-    temperature: float = 1.0
+    temperature: float | Any = 1.0
     top_k: int | None = None
-    top_p: float | None = None
+    top_p: float | Any | None = None
 
     def check(self) -> None:
         """Refuses what is no distribution.
