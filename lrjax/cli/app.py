@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lrjax.cli import compress, demo, diff, evaluate, inspect, plan
+from lrjax.cli import compress, demo, diff, evaluate, generate, inspect, plan
 from lrjax.errors import DensifyError, LrjaxError
 
 BAD_INPUT, FAILURE = 2, 1
@@ -30,6 +30,7 @@ app.command("plan")(plan.plan)
 app.command("compress")(compress.compress)
 app.command("eval")(evaluate.evaluate)
 app.command("diff")(diff.diff)
+app.command("generate")(generate.generate)
 app.command("demo")(demo.demo)
 
 

@@ -11,4 +11,6 @@ from lrjax.generate.result import Generated as Generated
 from lrjax.generate.sampling import Greedy as Greedy
 from lrjax.generate.sampling import Sample as Sample
 from lrjax.generate.sampling import Sampling as Sampling
+from lrjax.generate.tokenizer import Pieces as Pieces
 from lrjax.generate.tokenizer import Tokenizer as Tokenizer
+from lrjax.generate.tokenizer import stop_tokens as stop_tokens

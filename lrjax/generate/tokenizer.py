@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint: text to ids and back, also piece by piece."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ class Pieces:
             return ""
         new, self._said = text[len(self._said) :], text
         return new
+
+    def all(self, tokens: Sequence[int]) -> str:
+        """The text that several tokens add."""
+        return "".join(map(self, tokens))
+
+
+def stop_tokens(folder: str | Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """What ends a text by ``generation_config.json``, or else by the model's own config."""
+    file = Path(folder) / "generation_config.json"
+    own = json.loads(file.read_text()) if file.is_file() else {}
+    found = own.get("eos_token_id", config.get("eos_token_id"))
+    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
 
 
 def _no_tokenizer(path: Path, got: Any, todo: str) -> CheckpointError:
