@@ -71,8 +71,8 @@ class GPT2Config(LatentSizes):
         return self.n_embd // self.n_head
 
     @property
-    def kv_heads(self) -> int:
-        """One for each query head."""
+    def query_heads(self) -> int:
+        """As many as key and value heads."""
         return self.n_head
 
     def scale(self, layer: int) -> float:
@@ -187,6 +187,7 @@ class Attention(nn.Module):
     """Causal attention, head by head."""
 
     config: GPT2Config
+    layer: int = 0
 
     @nn.compact
     def __call__(
@@ -197,26 +198,26 @@ class Attention(nn.Module):
         visible: Bool[Array, "#batch length slots"],
         scale: float | Float[Array, ""],
     ) -> tuple[Float[Array, "batch length d"], KeyValues | None]:
-        d, heads = self.config.n_embd, self.config.n_head
         q, k, v = (
-            Dense(d, name=name)(x).reshape(*x.shape[:-1], heads, d // heads)
-            for name in ("query", "key", "value")
+            Dense(self.config.n_head * size, name=name)(x).reshape(*x.shape[:-1], -1, size)
+            for name, size in self.config.head_sizes(self.layer).items()
         )
         k, v, part = remember(part, start, k, v)
-        return Dense(d, name="output")(attention.attend(q, k, v, visible, scale=scale)), part
+        mixed = attention.attend(q, k, v, visible, scale=scale)
+        return Dense(self.config.n_embd, name="output")(mixed), part
 
     @nn.nowrap
     def part(self, batch: int, capacity: int, dtype: Any) -> KeyValues:
         """What this layer keeps in an empty cache."""
-        heads, d = self.config.n_head, self.config.n_embd // self.config.n_head
-        return KeyValues.empty((batch, heads, capacity), d, d, dtype)
+        sizes = self.config.key_size(self.layer), self.config.value_size(self.layer)
+        return KeyValues.empty((batch, self.config.n_head, capacity), *sizes, dtype)
 
 
 def attends(c: GPT2Config, layer: int, name: str | None = None) -> Any:
     """The attention of a layer."""
     latent = c.latent_of(layer)
     if latent is None:
-        return Attention(c, name=name)
+        return Attention(c, layer, name=name)
     sizes = c.key_size(layer), c.value_size(layer)
     return LatentAttention(latent, c.n_head, c.n_head, *sizes, c.n_embd, (True, True), name=name)
 

@@ -79,9 +79,19 @@ class LatentSizes(LayerSizes):
         return dense if latent is None else latent.floats
 
     @property
+    def query_heads(self) -> int:
+        """The number of query heads."""
+        return getattr(self, "num_attention_heads")  # noqa: B009
+
+    @property
     def kv_heads(self) -> int:
         """The number of key and value heads."""
-        raise NotImplementedError
+        return self.query_heads
+
+    @property
+    def rotated(self) -> bool:
+        """Whether queries and keys are turned by their positions."""
+        return False
 
     def _sound(self, data: Any) -> bool:
         if not isinstance(data, Mapping) or not {"rank"} <= data.keys() <= {"rank", "rotary"}:

@@ -173,6 +173,7 @@ class Attention(nn.Module):
     """Causal attention with rotated queries and keys, one key head for several query heads."""
 
     config: LlamaConfig
+    layer: int = 0
 
     @nn.compact
     def __call__(
@@ -186,18 +187,20 @@ class Attention(nn.Module):
         c = self.config
         inner, outer, _ = c.biases
 
-        def heads(name: str, count: int) -> Array:
-            y = Dense(count * c.head_size, inner, name=name)(x)
-            return y.reshape(*x.shape[:-1], count, c.head_size)
+        def heads(name: str, count: int, size: int) -> Array:
+            y = Dense(count * size, inner, name=name)(x)
+            return y.reshape(*x.shape[:-1], count, size)
 
-        q, k = heads("query", c.num_attention_heads), heads("key", c.groups)
+        count, size, pairs = c.num_attention_heads, c.key_size(self.layer), c.pairs(self.layer)
+        q, k = heads("query", count, size), heads("key", c.groups, size)
         if c.qk_norm:
             q, k = norm(c, "query_norm")(q), norm(c, "key_norm")(k)
         late = rope.grows(c.rope)
-        q, v = rope.rotate(q, *turns.new), heads("value", c.groups)
-        k = k if late else rope.rotate(k, *turns.new)
+        q = rope.rotate(q, *rope.by_heads(turns.new, pairs, count))
+        v = heads("value", c.groups, c.value_size(self.layer))
+        k = k if late else rope.rotate(k, *rope.by_heads(turns.new, pairs, c.groups))
         k, v, part = remember(part, start, k, v)
-        k = rope.rotate(k, *turns.slots) if late else k
+        k = rope.rotate(k, *rope.by_heads(turns.slots, pairs, c.groups)) if late else k
         cap = getattr(c, "attn_logit_softcapping", None)
         mixed = attention.attend(q, k, v, visible, scale=c.scale, softcap=cap)
         return Dense(c.hidden_size, outer, name="output")(mixed), part
@@ -206,14 +209,15 @@ class Attention(nn.Module):
     def part(self, batch: int, capacity: int, dtype: Any) -> KeyValues:
         """What this layer keeps in an empty cache."""
         c = self.config
-        return KeyValues.empty((batch, c.groups, capacity), c.head_size, c.head_size, dtype)
+        sizes = c.key_size(self.layer), c.value_size(self.layer)
+        return KeyValues.empty((batch, c.groups, capacity), *sizes, dtype)
 
 
 def attends(c: LlamaConfig, layer: int, name: str | None = None) -> Any:
     """The attention of a layer."""
     latent = c.latent_of(layer)
     if latent is None:
-        return Attention(c, name=name)
+        return Attention(c, layer, name=name)
     return LatentAttention(
         latent,
         c.num_attention_heads,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lrjax.zoo import rope
-from lrjax.zoo.config import divides, one_of, refuse
+from lrjax.zoo.config import divides, extension, one_of, refuse
 from lrjax.zoo.latent_config import LatentSizes
 from lrjax.zoo.layers import ACTIVATIONS
 
@@ -43,6 +43,7 @@ class LlamaConfig(LatentSizes):
     rope_scaling: Mapping[str, Any] | None = None
     rope_parameters: Mapping[str, Any] | None = None
     use_bidirectional_attention: bool | None = None
+    key_pairs: tuple[Any, ...] | None = extension()
 
     def check(self) -> None:
         """Refuses what the decoder does not model."""
@@ -55,6 +56,14 @@ class LlamaConfig(LatentSizes):
         heads = self.num_attention_heads
         divides("num_key_value_heads", self.groups, "num_attention_heads", heads)
         _ = self.rope, [self.window(i) for i in range(self.num_hidden_layers)]
+        for i, pairs in enumerate(self.key_pairs or ()):
+            if pairs is not None and {len(own) for own in pairs} != {self.key_size(i) // 2}:
+                half = f"{self.key_size(i) // 2} pairs for each of {self.groups} key heads"
+                refuse("key_pairs", f"{pairs} in layer {i}", half)
+
+    def pairs(self, layer: int) -> tuple[tuple[int, ...], ...] | None:
+        """The rotated pairs that the key heads of a layer have, each its own; None is all."""
+        return None if self.key_pairs is None else self.key_pairs[layer]
 
     @property
     def groups(self) -> int:
@@ -65,6 +74,11 @@ class LlamaConfig(LatentSizes):
     def kv_heads(self) -> int:
         """The same."""
         return self.groups
+
+    @property
+    def rotated(self) -> bool:
+        """They are."""
+        return True
 
     @property
     def head_size(self) -> int:

@@ -5,7 +5,7 @@ product of a query and a key depends on their distance alone.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -86,8 +86,8 @@ def rotations(
 
 def rotate(
     x: Float[Array, "batch length heads d"],
-    cos: Float[Array, "#batch length 1 d"],
-    sin: Float[Array, "#batch length 1 d"],
+    cos: Float[Array, "#batch length #heads d"],
+    sin: Float[Array, "#batch length #heads d"],
 ) -> Float[Array, "batch length heads d"]:
     """Turns every pair (x_j, x_{j + d/2}) of every head by its angle."""
     a, b = jnp.split(x, 2, axis=-1)
@@ -102,6 +102,19 @@ def pick(
     """The rotations of heads that have the pairs of some frequencies alone, 2k wide."""
     own = jnp.concatenate([frequencies, frequencies])
     return turns[0][..., own], turns[1][..., own]
+
+
+def by_heads(
+    turns: tuple[Float[Array, "#batch length 1 d"], Float[Array, "#batch length 1 d"]],
+    pairs: Sequence[Sequence[int]] | None,
+    heads: int,
+) -> tuple[Float[Array, "#batch length #heads e"], Float[Array, "#batch length #heads e"]]:
+    """The rotations of heads whose groups have some pairs each, 2k wide; None is all pairs."""
+    if pairs is None:
+        return turns
+    own = np.repeat(np.asarray(pairs), heads // len(pairs), axis=0)
+    own = np.concatenate([own, own + turns[0].shape[-1] // 2], axis=1)
+    return turns[0][..., 0, own], turns[1][..., 0, own]
 
 
 def _frequencies(rope: Mapping[str, Any], d: int, longest: Any) -> tuple[Any, float]:

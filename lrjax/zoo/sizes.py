@@ -42,6 +42,21 @@ class LayerSizes(Config):
         """The published width of a head."""
         return getattr(self, "hidden_size") // getattr(self, "num_attention_heads")  # noqa: B009
 
+    @property
+    def query_heads(self) -> int:
+        """The number of query heads."""
+        return getattr(self, "num_attention_heads")  # noqa: B009
+
+    @property
+    def kv_heads(self) -> int:
+        """The number of key and value heads."""
+        return self.query_heads
+
+    @property
+    def rotated(self) -> bool:
+        """Whether queries and keys are turned by their positions."""
+        return False
+
     def check(self) -> None:
         """Refuses sizes that are not one positive number for each layer."""
         for key in ("mlp_sizes", "key_sizes", "value_sizes"):
@@ -60,6 +75,11 @@ class LayerSizes(Config):
     def value_size(self, layer: int) -> int:
         """The width of a layer's value heads."""
         return self.head_size if self.value_sizes is None else self.value_sizes[layer]
+
+    def head_sizes(self, layer: int) -> dict[str, int]:
+        """The widths of a layer's heads: of queries, of keys, of values."""
+        key = self.key_size(layer)
+        return {"query": key, "key": key, "value": self.value_size(layer)}
 
     def with_mlp_sizes(self: S, sizes: Mapping[int, int]) -> S:
         """The config with other MLPs; where all are equal, in the published words."""

@@ -199,7 +199,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens d"]) -> Float[Array, "batch tokens d"]:
         c = self.config
         y = LayerNorm(c.layer_norm_eps, name="attention_norm")(x)
-        x = x + Attention(c, name="attention")(y)
+        x = x + Attention(c, self.layer, name="attention")(y)
         mlp = bert.MLP(c, self.layer, name="mlp")
         return x + mlp(LayerNorm(c.layer_norm_eps, name="mlp_norm")(x))
 
@@ -208,15 +208,17 @@ class Attention(nn.Module):
     """softmax(Q K' / sqrt(d_head)) V over all tokens, head by head."""
 
     config: ViTConfig
+    layer: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens d"]) -> Float[Array, "batch tokens d"]:
-        d, count = self.config.hidden_size, self.config.num_attention_heads
+        c = self.config
         q, k, v = (
-            Dense(d, self.config.qkv_bias, name=name)(x).reshape(*x.shape[:-1], count, d // count)
-            for name in ("query", "key", "value")
+            Dense(c.query_heads * size, c.qkv_bias, name=name)(x).reshape(*x.shape[:-1], -1, size)
+            for name, size in c.head_sizes(self.layer).items()
         )
-        return Dense(d, name="output")(attention.attend(q, k, v, None))
+        mixed = attention.attend(q, k, v, None, scale=c.head_size**-0.5)
+        return Dense(c.hidden_size, name="output")(mixed)
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
