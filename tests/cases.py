@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrjax.formats import Factored, LowRank, Network, Sum, register
+from tests.formats import banded as bands
 from tests.formats import blocks as grids
 from tests.formats import shared, sums, tensors
 
@@ -137,5 +138,6 @@ CASES = [
     Case("hodlr", grids.hodlr, grids.hodlr_dense, edges=grids.HODLR_EDGES),
     Case("shared_basis", shared.shared_heads, shared.shared_heads_dense, edges=shared.EDGES),
     Case("low_rank_diagonal", shared.with_diagonal, shared.with_diagonal_dense),
+    Case("banded", bands.banded, bands.banded_dense, edges=bands.EDGES[:1]),
     Case("low_rank_sparse", shared.with_sparse, shared.with_sparse_dense),
 ]

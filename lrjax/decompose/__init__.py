@@ -1,7 +1,9 @@
 """Dense arrays to factored ones: specs, their options, and one solver a file."""
 
+from lrjax.decompose.banded import Banded
 from lrjax.decompose.block import BLAST, HODLR, BlockSVD, Monarch, Reordered
 from lrjax.decompose.cp import CP
+from lrjax.decompose.grow import Grown, grow
 from lrjax.decompose.kronecker import Kronecker
 from lrjax.decompose.nmf import NMF
 from lrjax.decompose.rank_rule import EVBMF, Energy, RankRule
@@ -20,9 +22,11 @@ __all__ = [
     "HODLR",
     "NMF",
     "SVD",
+    "Banded",
     "BlockSVD",
     "Elements",
     "Energy",
+    "Grown",
     "Kronecker",
     "LowRankDiagonal",
     "LowRankSparse",
@@ -36,6 +40,7 @@ __all__ = [
     "TokenTrain",
     "Tucker",
     "WeightedLowRank",
+    "grow",
     "solve",
     "spec_from_json",
 ]

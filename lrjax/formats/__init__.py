@@ -1,5 +1,6 @@
 """What a factored weight is: a frozen pytree of factors that names its tensor network."""
 
+from lrjax.formats.banded import Banded as Banded
 from lrjax.formats.blast import BLAST as BLAST
 from lrjax.formats.block_low_rank import BlockLowRank as BlockLowRank
 from lrjax.formats.contract import Order as Order

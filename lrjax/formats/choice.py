@@ -92,7 +92,7 @@ def scatter(x: Array, rest: int, kept: Sequence[int], choice: Choice) -> Array:
     """Entries of x [*rest, *outs] added up where chosen: [*rest, *kept, *ins], kept of `outs`."""
     size = math.prod(choice.ins)
     sizes = tuple(choice.outs[d] for d in kept)
-    x = jnp.broadcast_to(_whole(x, rest), (*x.shape[:rest], *choice.outs))
+    x = jnp.broadcast_to(_whole(x, 0), (*x.shape[:rest], *choice.outs))
     flat = _offset(choice, kept, size).reshape(-1)
     x = x.reshape(*x.shape[:rest], -1)
     zeros = jnp.zeros((*x.shape[:rest], math.prod(sizes) * size), x.dtype)

@@ -137,11 +137,13 @@ def plan(
     cut = lambda i, k: (frozenset(labels[i][:k]), frozenset(labels[i][k:]))
     sides = {1 << i: (*cut(i, k), choice) for i, k, choice in free}
 
-    def moves(a: int, selection: int, mask: int) -> bool:
-        if selection not in sides:
-            return False
-        outs, ins, choice = sides[selection]
-        return _gathers(kept(a), outs, ins, kept(mask), choice) != 0
+    def moves(a: int, selection: int, mask: int) -> int | None:
+        """Arithmetic of moving slots, where that is all: adding up what a choice sends back."""
+        outs, ins, choice = sides.get(selection, (frozenset(), frozenset(), False))
+        way = selection in sides and _gathers(kept(a), outs, ins, kept(mask), choice)
+        if not way:
+            return None
+        return math.prod(sizes[k] for k in kept(a) | outs) if choice and way < 0 else 0
 
     @functools.lru_cache(None)
     def best(mask: int) -> tuple[int, int, tuple[int, int] | None]:
@@ -149,8 +151,9 @@ def plan(
             return 0, 0, None
         found = (math.inf, math.inf, None)
         for a, b in _splits(mask, active, order, greedy=n > EXACT_STREAM):
-            step = 0
-            if not moves(a, b, mask) and not moves(b, a, mask):
+            step = moves(a, b, mask)
+            step = moves(b, a, mask) if step is None else step
+            if step is None:
                 step = _step_flops(kept(a), kept(b), kept(mask), sizes)
             (fa, sa, _), (fb, sb, _) = best(a), best(b)
             space = sa + sb + math.prod(sizes[k] for k in kept(mask))

@@ -19,7 +19,7 @@ class Sum(Factored):
     def networks(self) -> tuple[Network, ...]:
         """The networks of all parts; a padded part's without its padding."""
         return tuple(
-            _cropped(net, part.shape)
+            cropped(net, part.shape)
             for part in self.parts
             for net in (part.networks() if is_factored(part) else (Network.of(part),))
         )
@@ -33,7 +33,7 @@ class Sum(Factored):
         return default_layout(self.shape)
 
 
-def _cropped(net: Network, shape: tuple[int, ...]) -> Network:
+def cropped(net: Network, shape: tuple[int, ...]) -> Network:
     """The leading entries of every dimension, picked by a selection of merged indices."""
     for axis, size in enumerate(shape):
         if net.shape[axis] != size:

@@ -22,6 +22,7 @@ from lrjax.formats import (
     BLAST,
     CP,
     HODLR,
+    Banded,
     BlockLowRank,
     Diagonal,
     Kronecker,
@@ -53,6 +54,7 @@ FORMATS: tuple[type, ...] = (
     BLAST,
     HODLR,
     Permuted,
+    Banded,
 )
 """The classes that load by name; a new format joins here."""
 

@@ -32,6 +32,9 @@ def sharding(w: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
         got = f"{spec} for a weight of shape {w.shape}"
         todo = "Give the dense weight's partition."
         raise ShapeError(message(got=got, expected=f"{len(w.shape)} entries", todo=todo))
+    own = getattr(w, "shardings", None)
+    if own is not None:  # a weight of weights knows where its parts lie
+        return own(lambda part, spec: sharding(part, mesh, spec), spec)
     leaves, treedef = jax.tree.flatten(abstract(w))
     views = [
         (x.index, ls[: len(x.outs)], net) if isinstance(x, Choice) else (x, ls, net)

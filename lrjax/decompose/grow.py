@@ -1,0 +1,110 @@
+"""More rows for a factored table, without a refit: the rows that are there keep every bit."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from lrjax import ops
+from lrjax.decompose.tensor_train.tokens import token_train
+from lrjax.errors import ShapeError, message
+from lrjax.formats import Banded, Factored, LowRank, TokenTrain
+from lrjax.formats.banded import digits_of
+
+
+class Grown(NamedTuple):
+    """A table with more rows behind its own.
+
+    Attributes:
+        table: in the same format; or a `Banded` of the table and the new rows, where the format has
+            no place for rows.
+        error: what each new row lost, as a share of its norm.
+    """
+
+    table: Any
+    error: Float[Array, " rows"]
+
+
+def grow(table: Any, rows: Float[Array, "rows n"]) -> Grown:
+    """The table with the rows behind its own, for new words of a vocabulary; on the host.
+
+    - a `LowRank` table takes each row's projection on the basis that it has;
+    - a `TokenTrain` solves the new rows alone, at its digits and ranks;
+    - of a `Banded` table each row joins the band that holds it best;
+    - an array, or a table whose rows share their factors (tensor trains, Kronecker and Tucker
+      forms), gets the rows as they are.
+
+    Args:
+        table: a matrix [V, n], an array or factored.
+        rows: the new ones, dense.
+
+    Raises:
+        ShapeError: the table is no matrix, the rows have another width, or are not finite.
+    """
+    rows = jnp.asarray(rows)
+    if table.ndim != 2 or rows.ndim != 2 or rows.shape[1] != table.shape[1]:
+        _refuse(f"rows of shape {rows.shape}", f"[rows, n] for a table of shape {table.shape}")
+    if not np.isfinite(np.asarray(rows, np.float32)).all():
+        _refuse("rows that are not finite", "finite values")
+    longer = _longer(table, rows.astype(table.dtype))
+    return Grown(longer, _lost(rows, _last(longer, len(rows))))
+
+
+def _longer(table: Any, rows: Array) -> Any:
+    match table:
+        case LowRank(rows=None, cols=None, order=None):
+            left = jnp.concatenate([table.left, _coordinates(table, rows)])
+            return dataclasses.replace(table, left=left)
+        case TokenTrain():
+            return table.append(token_train(rows, table.modes, table.rank)[0])
+        case Banded():
+            return _joined(table, rows)
+        case Factored():
+            bands, count = (table, rows), len(rows) + table.shape[0]
+            return Banded(bands, digits_of(np.arange(count), count, table.dtype))
+    return jnp.concatenate([table, rows])
+
+
+def _joined(table: Banded, rows: Array) -> Banded:
+    """Every row in the band that loses least of it; the places of the bands behind move on."""
+    lost = np.full((len(table.bands), len(rows)), np.inf)
+    for k, band in enumerate(table.bands):
+        if isinstance(band, LowRank | TokenTrain) or not isinstance(band, Factored):
+            lost[k] = _lost(rows, _last(_longer(band, rows), len(rows)))
+    best = lost.argmin(0)
+    bands, sizes = [], np.array(table.sizes)
+    for k, band in enumerate(table.bands):
+        own = np.flatnonzero(best == k)
+        bands.append(_longer(band, rows[own]) if len(own) else band)
+    ends = np.cumsum(sizes)
+    joined = np.bincount(best, minlength=len(sizes))
+    shift = np.cumsum(joined) - joined
+    place = np.asarray(table.place, np.int64)
+    place = place + shift[np.searchsorted(ends, place, side="right")]
+    among = np.array([np.sum(best[:i] == k) for i, k in enumerate(best)], np.int64)
+    place = np.concatenate([place, (ends + shift)[best] + among])
+    return Banded(tuple(bands), digits_of(place, len(place), table.dtype))
+
+
+def _coordinates(table: LowRank, rows: Array) -> Array:
+    """The rows' least-squares coordinates in the basis of the table."""
+    right = table.right.astype(jnp.float32)
+    return jnp.linalg.lstsq(right.T, rows.astype(jnp.float32).T)[0].T.astype(rows.dtype)
+
+
+def _last(table: Any, count: int) -> Array:
+    return ops.take(table, np.arange(table.shape[0] - count, table.shape[0]))
+
+
+def _lost(rows: Array, new: Array) -> Array:
+    rows, new = rows.astype(jnp.float32), new.astype(jnp.float32)
+    size = jnp.linalg.norm(rows, axis=1)
+    return jnp.linalg.norm(rows - new, axis=1) / jnp.where(size > 0, size, 1)
+
+
+def _refuse(got: str, expected: str) -> None:
+    todo = "Give finite dense rows, as wide as the table."
+    raise ShapeError(message(got=got, expected=expected, todo=todo))
