@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lrjax.decompose import Tucker, solve, spec_from_json
-from lrjax.decompose.tucker import tucker
+from lrjax.decompose.tucker import hooi, tucker
 from lrjax.errors import RankError, ShapeError
 from lrjax.formats.layout import Layout, matricize
 from lrjax.linalg import Status
@@ -78,6 +78,24 @@ def test_sweeps_never_rise_and_beat_their_start():
     assert errors[-1] < 0.995 * errors[0]
     assert errors[0] <= math.sqrt(sum(tails(x, ranks))) * (1 + 1e-5)  # ST-HOSVD <= sqrt(N) best
     assert errors[-1] >= math.sqrt(max(tails(x, ranks)))
+
+
+def test_a_start_from_random_vectors_ends_in_the_same_optimum(monkeypatch):
+    """What large tensors do: the first sweep counts, and its planted ranks and bad input hold."""
+    x = jnp.asarray(decaying(SHAPE))
+    _, usual = tucker(x, RANKS, sweeps=60, tol=1e-7)
+    monkeypatch.setattr(hooi, "LARGE", 0)
+    fit = lambda x, **options: tucker(x, RANKS, **options)
+    _, info = fit(x, sweeps=60, tol=1e-7)
+    assert float(info.residual) == pytest.approx(float(usual.residual), rel=1e-3)
+    assert [int(fit(x, sweeps=s, tol=0.0)[1].iterations) for s in (1, 3)] == [1, 3]
+    rough, _ = fit(x, sweeps=1, tol=0.0)
+    assert np.linalg.norm(rough.densify() - x) < 1.2 * float(usual.residual)
+    low = jnp.asarray(planted(SHAPE, (2, 2, 2)), jnp.float32)
+    found, info = fit(low)
+    assert Status(int(info.status)) is Status.RANK_DEFICIENT
+    np.testing.assert_allclose(found.densify(), low, atol=2e-6)
+    assert Status(int(fit(x.at[0, 0, 0].set(jnp.nan))[1].status)) is Status.NON_FINITE
 
 
 @pytest.mark.parametrize("seed", [0, 5, 12])

@@ -121,7 +121,7 @@ def weight(cores: tuple[Array, ...], w: Any) -> TensorTrain:
 
 def split(x: Float[Array, "*d"], ranks: tuple[int, ...], key: Array, accuracy: Accuracy) -> Split:
     """The cores of one tensor, left to right; the tensor is read, never copied."""
-    unit, finite = unit_of(x)
+    unit, _, finite = unit_of(x)
     cores, deficient, rest, last, scale = [], jnp.zeros((), bool), x, 1, unit
     for size, rank in zip(x.shape[:-1], ranks, strict=True):
         left, rest, short = cut(rest.reshape(last * size, -1), rank, scale, finite, key, accuracy)
