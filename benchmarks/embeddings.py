@@ -33,13 +33,24 @@ FORMS: dict[str, Any] = {
     "SVD": (SVD(), Frobenius()),
     "SVD by frequency": (SVD(), Input()),
     **{
-        f"{count} bands, 1:{ratio}{floor}": (Banded(count=count, ratio=ratio, **own), Input())
-        for count, ratio in ((2, 4), (2, 8), (3, 4), (4, 4), (6, 3))
-        for floor, own in (("", {}),)
+        f"{count} bands, 1:{ratio}, floor {floor}": (
+            Banded(count=count, ratio=ratio, floor=floor),
+            Input(),
+        )
+        for count, ratio, floor in (
+            (1, 1, 0.1),
+            (2, 4, 0.1),
+            (2, 8, 0.1),
+            (3, 8, 0.1),
+            (6, 3, 0.1),
+            (4, 4, 0.01),
+            (4, 4, 0.1),
+            (4, 4, 0.3),
+            (4, 4, 1.0),
+        )
     },
-    "4 bands, 1:4, floor 0.1": (Banded(count=4, floor=0.1), Input()),
-    "4 bands, 1:4, no floor": (Banded(count=4, floor=0.0), Input()),
 }
+"""One band is one basis for all: an SVD by frequency, with a floor."""
 
 
 def counted(table: Any, texts: list[list[int]]) -> lr.Stats:

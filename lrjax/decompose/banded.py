@@ -34,6 +34,11 @@ class Banded(Spec):
     full rank is kept dense. Without statistics rows keep their order, which in most vocabularies is
     that of frequency.
 
+    On the table of all-MiniLM-L6-v2 (30522 x 384), with the words of 1024 pairs of docstrings
+    counted, it loses 2.2 % of held-out words' energy at keep 0.5, where one basis weighed by
+    frequency loses 10.6 % and a plain SVD 35 %; at 0.25 it is 5.5, 25.7 and 55 %. Sentences keep a
+    cosine of .993, .978 and .831 to the dense model's, at 0.25 of .957, .905 and .600.
+
     Attributes:
         rank: of each band, from frequent to rare; or left to the plan, which gives each as many as
             one threshold on the loss a parameter allows.
@@ -47,7 +52,7 @@ class Banded(Spec):
     rank: tuple[int, ...] | None = None
     count: int = dataclasses.field(default=4, kw_only=True)
     ratio: float = dataclasses.field(default=4.0, kw_only=True)
-    floor: float = dataclasses.field(default=0.01, kw_only=True)
+    floor: float = dataclasses.field(default=0.1, kw_only=True)
     tile: int = dataclasses.field(default=1, kw_only=True)
 
     def sizes(self, rows: int) -> tuple[int, ...]:

@@ -28,7 +28,9 @@ def nystrom(
     """softmax(Q K~') softmax(Q~ K~')^+ softmax(Q~ K') V (arXiv:2102.03902).
 
     The landmarks Q~, K~ are means over equal runs of the visible tokens; with as many as there are
-    tokens the result is exact. The pseudo-inverse is iterated, so that all is products.
+    tokens the result is exact, but for the pseudo-inverse, which is iterated so that all is
+    products. With fewer landmarks more iterations are no gain: those that are published damp what
+    the landmarks cannot tell apart, and more of them let it grow.
 
     Raises:
         ShapeError: ``visible`` differs between queries, as causal attention's does: see
@@ -101,11 +103,13 @@ def segments(
 def pseudo_inverse(a: Float[Array, "*batch n n"], iterations: int) -> Float[Array, "*batch n n"]:
     """Z -> Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4, of third order (arXiv:2102.03902)."""
     size = jnp.abs(a).sum(-1).max(-1) * jnp.abs(a).sum(-2).max(-1)
-    z, eye = a.swapaxes(-1, -2) / size[..., None, None], jnp.eye(a.shape[-1], dtype=a.dtype)
-    for _ in range(iterations):
+    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+
+    def step(_: Any, z: Array) -> Array:
         az = a @ z
-        z = z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
-    return z
+        return z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
+
+    return jax.lax.fori_loop(0, iterations, step, a.swapaxes(-1, -2) / size[..., None, None])
 
 
 def keys_alone(visible: Visible, k: Keys, todo: str) -> Bool[Array, "batch length"]:
