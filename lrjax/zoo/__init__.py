@@ -25,6 +25,9 @@ from lrjax.zoo.llama import Qwen3MoeConfig as Qwen3MoeConfig
 from lrjax.zoo.load import load as load
 from lrjax.zoo.load import model_of as model_of
 from lrjax.zoo.load import save as save
+from lrjax.zoo.long import Linformer as Linformer
+from lrjax.zoo.long import Nystrom as Nystrom
+from lrjax.zoo.long import adopt as adopt
 from lrjax.zoo.recurrent import GRUConfig as GRUConfig
 from lrjax.zoo.recurrent import LSTMConfig as LSTMConfig
 from lrjax.zoo.recurrent import Recurrent as Recurrent
