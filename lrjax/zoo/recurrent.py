@@ -187,7 +187,7 @@ class Layer(nn.Module):
         mask: Int[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, "batch length h"], State | None]:
         gates = self.cell.gates
-        inputs = Gates(gates, self.features, self.use_bias, name="input")(x)
+        inputs = Gates(gates, self.features, self.use_bias, name="input")(jnp.moveaxis(x, 1, 0))
         recurrent = Gates(gates, self.features, self.use_bias, name="recurrent")
         zero = jnp.zeros((x.shape[0], self.features), inputs.dtype)
         recur = recurrent.product(zero)
@@ -202,7 +202,7 @@ class Layer(nn.Module):
 
         start = state or (zero,) * self.cell.states
         start = tuple(part.astype(inputs.dtype) for part in start)
-        last, states = jax.lax.scan(step, start, (jnp.moveaxis(inputs, 1, 0), real))
+        last, states = jax.lax.scan(step, start, (inputs, real))
         if state is not None:
             state = tuple(new.astype(old.dtype) for new, old in zip(last, state, strict=True))
         return jnp.moveaxis(states, 0, 1), state
@@ -222,7 +222,10 @@ class Gates(FactorModule):
         kernel = self.param("kernel", nn.initializers.lecun_normal(batch_axis=0), shape)
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (self.gates, self.features)) if self.use_bias else 0
-        return lambda x: ops.einsum("...d,gdf->...gf", x, kernel) + bias
+        # One matrix, put in order before the loop and not at every step.
+        matrix = ops.reshape(ops.transpose(kernel, (1, 0, 2)), (shape[1], -1))
+        gates = lambda y: y.reshape(*y.shape[:-1], self.gates, self.features)
+        return lambda x: gates(ops.einsum("...d,de->...e", x, matrix)) + bias
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch gates f"]:
         return self.product(x)(x)
