@@ -17,6 +17,7 @@ from lrjax.errors import ShapeError, message
 from lrjax.zoo import attention, heads, names, stack
 from lrjax.zoo.config import divides, one_of
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, LayerNorm
+from lrjax.zoo.long import Exact
 from lrjax.zoo.names import Tensor
 from lrjax.zoo.sizes import LayerSizes
 
@@ -63,17 +64,21 @@ class BertConfig(LayerSizes):
 
 
 class Bert(nn.Module):
-    """Token ids -> the last hidden states; :meth:`pool` gives the published pooled output."""
+    """Token ids -> the last hidden states; :meth:`pool` gives the published pooled output.
+
+    ``attention`` may be a cheaper kind for long texts: see :mod:`lrjax.zoo.long`.
+    """
 
     architecture: ClassVar[str] = "BertModel"
     config: BertConfig
     pooled: bool = True
     scanned: bool = False
+    attention: Any = Exact()
 
     def setup(self) -> None:
         c = self.config
         self.embeddings = Embeddings(c)
-        self.encoder = Encoder(c, self.scanned)
+        self.encoder = Encoder(c, self.scanned, self.attention)
         if self.pooled:
             self.pooler = Dense(c.hidden_size)
 
@@ -165,6 +170,7 @@ class Encoder(nn.Module):
 
     config: BertConfig
     scanned: bool = False
+    attention: Any = Exact()
 
     @nn.compact
     def __call__(
@@ -172,7 +178,7 @@ class Encoder(nn.Module):
     ) -> Float[Array, "batch length d"]:
         c = self.config
         each = [{}] * c.num_hidden_layers
-        block = lambda name, i: Block(c, i, name=name)
+        block = lambda name, i: Block(c, i, self.attention, name=name)
         return stack.run(block, x, visible, each=each, scanned=self.scanned)
 
 
@@ -181,13 +187,14 @@ class Block(nn.Module):
 
     config: Any
     layer: int = 0
+    attention: Any = Exact()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 length"] | None
     ) -> Float[Array, "batch length d"]:
         eps = self.config.layer_norm_eps
-        attended = Attention(self.config, name="attention")(x, visible)
+        attended = Attention(self.config, self.attention, self.layer, name="attention")(x, visible)
         x = LayerNorm(eps, name="attention_norm")(x + attended)
         mlp = MLP(self.config, self.layer, name="mlp")
         return LayerNorm(eps, name="mlp_norm")(x + mlp(x))
@@ -197,17 +204,20 @@ class Attention(nn.Module):
     """softmax(Q K' / sqrt(d_head)) V over every visible token, head by head (arXiv:1706.03762)."""
 
     config: Any
+    kind: Any = Exact()
+    layer: int = 0
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch length d"], visible: Bool[Array, "batch 1 length"] | None
     ) -> Float[Array, "batch length d"]:
-        d, count = self.config.hidden_size, self.config.num_attention_heads
+        c = self.config
         q, k, v = (
-            Dense(d, name=name)(x).reshape(*x.shape[:-1], count, d // count)
-            for name in ("query", "key", "value")
+            Dense(c.query_heads * size, name=name)(x).reshape(*x.shape[:-1], -1, size)
+            for name, size in c.head_sizes(self.layer).items()
         )
-        return Dense(d, name="output")(attention.attend(q, k, v, visible))
+        mixed = self.kind.mix(self, q, k, v, visible, scale=c.head_size**-0.5)
+        return Dense(c.hidden_size, name="output")(mixed)
 
 
 class MLP(nn.Module):
