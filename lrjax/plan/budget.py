@@ -1,4 +1,4 @@
-"""Budgets: how much the compressed weights may cost, in one of three currencies."""
+"""Budgets: how much the compressed weights may cost, in one of four currencies."""
 
 import dataclasses
 import enum
@@ -14,6 +14,7 @@ class Currency(enum.Enum):
     PARAMS = "params"
     BYTES = "bytes"
     FLOPS = "flops"
+    KV_BYTES = "kv_bytes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Budget:
             all leaves that its glob matches.
         flops: FLOPs (two per multiply-add) of the matrices that the rules match, per activation
             row.
+        kv_bytes: bytes that a decoder's cache holds of one token, all layers together; for
+            `lrjax.restructure`, since a factored weight leaves the cache as it is.
 
     Raises:
         BudgetError: none or several limits are given, or one is out of range.
@@ -34,6 +37,7 @@ class Budget:
     keep: float | int | None = None
     bytes: int | None = None
     flops: int | None = None
+    kv_bytes: int | None = None
 
     def __post_init__(self):
         given = {k: v for k, v in vars(self).items() if v is not None}
@@ -41,7 +45,7 @@ class Budget:
             raise BudgetError(
                 message(
                     got=", ".join(given) or "no limit",
-                    expected="exactly one of keep, bytes, flops",
+                    expected=f"exactly one of {', '.join(vars(self))}",
                     todo="Write for example Budget(keep=0.5).",
                 )
             )
@@ -59,7 +63,7 @@ class Budget:
         """What the limit counts."""
         if self.keep is not None:
             return Currency.PARAMS
-        return Currency.BYTES if self.bytes is not None else Currency.FLOPS
+        return Currency(next(iter(self.to_json())))
 
     def to_json(self) -> dict[str, Any]:
         """The budget as a JSON object: its one limit."""

@@ -163,6 +163,11 @@ def _groups(
     params: Tree, matched: list[Target], budget: Budget | Mapping[str, Budget] | None
 ) -> list[tuple[str, Budget | None, list[Target]]]:
     """Glob, limit and targets of each group."""
+    for limit in budget.values() if isinstance(budget, Mapping) else (budget,):
+        if limit is not None and limit.currency is Currency.KV_BYTES:
+            got, expected = f"a budget of {limit}", "one that factored weights can meet"
+            todo = "A cache shrinks by its attention's structure: lrjax.restructure and LatentKV."
+            raise BudgetError(message(got=got, expected=expected, todo=todo))
     if budget is None or isinstance(budget, Budget):
         return [("**", budget, matched)]
     owner = trees.assign({glob: glob for glob in budget}, trees.paths(params))

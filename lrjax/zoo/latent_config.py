@@ -78,21 +78,6 @@ class LatentSizes(LayerSizes):
         dense = self.kv_heads * (self.key_size(layer) + self.value_size(layer))
         return dense if latent is None else latent.floats
 
-    @property
-    def query_heads(self) -> int:
-        """The number of query heads."""
-        return getattr(self, "num_attention_heads")  # noqa: B009
-
-    @property
-    def kv_heads(self) -> int:
-        """The number of key and value heads."""
-        return self.query_heads
-
-    @property
-    def rotated(self) -> bool:
-        """Whether queries and keys are turned by their positions."""
-        return False
-
     def _sound(self, data: Any) -> bool:
         if not isinstance(data, Mapping) or not {"rank"} <= data.keys() <= {"rank", "rotary"}:
             return False

@@ -201,10 +201,8 @@ def test_merged_heads_lose_less_than_averaged_ones_and_nothing_where_nothing_is_
     mean = lambda w: w.reshape(groups, heads // groups, *w.shape[1:]).mean(1)
     g = f32(gram)[0]
     for rotated in (False, True):
-        if rotated:
-            made = attention.merge_rotated_keys(*f32(query, key), groups, gram=g)
-        else:
-            made = attention.merge_keys(*f32(query, key), groups, query_gram=g, key_gram=g)
+        merge = attention.merge_rotated_keys if rotated else attention.merge_keys
+        made = merge(*f32(query, key), groups, query_gram=g, key_gram=g)
         want = scores(query, key, rotated)
         lost = np.sum((want - scores(np.asarray(made.own), np.asarray(made.shared), rotated)) ** 2)
         assert lost < 0.9 * np.sum((want - scores(query, mean(key), rotated)) ** 2)
@@ -218,6 +216,6 @@ def test_merged_heads_lose_less_than_averaged_ones_and_nothing_where_nothing_is_
     one = np.repeat(mean(key), heads // groups, 0)
     z = (one[..., : SIZE // 2] + 1j * one[..., SIZE // 2 :]) * turns
     phased = np.concatenate([z.real, z.imag], -1)
-    made = attention.merge_rotated_keys(*f32(query, phased), groups, gram=g)
+    made = attention.merge_rotated_keys(*f32(query, phased), groups, query_gram=g, key_gram=g)
     got = scores(np.asarray(made.own), np.asarray(made.shared), True)
     np.testing.assert_allclose(got, scores(query, phased, True), atol=1e-3)

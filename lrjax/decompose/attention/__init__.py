@@ -22,6 +22,5 @@ from lrjax.decompose.attention.product import value_product as value_product
 from lrjax.decompose.attention.rotary import Components as Components
 from lrjax.decompose.attention.rotary import Split as Split
 from lrjax.decompose.attention.rotary import components as components
-from lrjax.decompose.attention.rotary import mean_turn as mean_turn
 from lrjax.decompose.attention.rotary import pair_energy as pair_energy
 from lrjax.decompose.attention.rotary import split as split

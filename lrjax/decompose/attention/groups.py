@@ -74,16 +74,17 @@ def merge_keys(
 
 def merge_rotated_keys(
     query: Float[Array, "*S H d h"],
-    key: Float[Array, "*S G d h"],
+    key: Float[Array, "*S G e h"],
     groups: int,
     *,
-    gram: Float[Array, "*#S d d"] | None = None,
+    query_gram: Float[Array, "*#S d d"] | None = None,
+    key_gram: Float[Array, "*#S e e"] | None = None,
 ) -> Merged:
     """Keys of fewer heads that are rotated by position: the leading component at each frequency."""
     *stack, count, _, h = key.shape
-    queried = pair_energy(_served(inner(query, _headed(gram)), count))
+    queried = pair_energy(_served(inner(query, _headed(query_gram)), count))
     split = lambda x: x.reshape(*stack, groups, count // groups, *x.shape[len(stack) + 1 :])
-    found = components(split(key), split(queried), _headed(gram))
+    found = components(split(key), split(queried), _headed(key_gram))
     first = lambda x: jnp.swapaxes(x[..., 0, :], -1, -2)  # [*S, groups, t, f]
     shared = jnp.einsum(
         "...tf,...tdf->...df", first(found.analysis), pairs(split(key)), precision="highest"

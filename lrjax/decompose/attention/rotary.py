@@ -87,12 +87,10 @@ def split(
     keys: Float[Array, "*S G d h"],
     found: Components,
     frequencies: Sequence[int],
-    damping: Complex[Array, " f"] | None = None,
 ) -> Split:
     """Keeps the leading components at `frequencies` rotated, for all heads at once.
 
-    A frequency that is named twice keeps two components. The rest is multiplied with `damping`,
-    what its rotation is on average; one leaves it as at distance zero.
+    A frequency that is named twice keeps two components. The rest is as at distance zero.
     """
     at = jnp.asarray(frequencies, jnp.int32)
     order = jnp.asarray([tuple(frequencies[:i]).count(f) for i, f in enumerate(frequencies)], int)
@@ -101,15 +99,8 @@ def split(
     shared = jnp.einsum("...kg,...gdk->...dk", analysis, z[..., at], precision="highest")
     back = jnp.einsum("...kg,...dk->...gdk", synthesis, shared, precision="highest")
     rest = z.at[..., at].add(-back)
-    rest = rest if damping is None else rest * damping
     mix = jnp.swapaxes(synthesis.conj(), -1, -2)
     return Split(unpair(shared), jnp.stack([mix.real, mix.imag], axis=-1), unpair(rest))
-
-
-def mean_turn(frequencies: Float[Array, " f"], span: int) -> Complex[Array, " f"]:
-    """The mean of exp(-i f s) over the distances s from 0 up to, not including, `span`."""
-    distance = jnp.arange(span, dtype=jnp.float32)
-    return jnp.mean(jnp.exp(-1j * frequencies[:, None] * distance), axis=1)
 
 
 def pair_energy(gram: Float[Array, "*S h h"]) -> Float[Array, "*S f"]:
