@@ -2,8 +2,8 @@
 
 The kernels of all experts are one stack ``[experts, in, out]``, so that they are factored in one
 batched solve, each expert by the tokens that it sees. ``SharedBasis()`` gives them one basis of
-their inputs, outputs or both, and each a core (as MoBE, arXiv:2508.05257, but linear): where experts
-lie near common bases it loses less at equal bytes, and one product with a basis serves them all.
+their inputs, outputs or both, and each a core (as MoBE, arXiv:2508.05257, but linear): where
+experts lie near common bases it loses less at equal bytes, and one product with a basis serves all.
 """
 
 from collections.abc import Iterator

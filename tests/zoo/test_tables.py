@@ -33,7 +33,12 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
+SLOW = ("matrix", "tokens", "train")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TABLES]
+)
 def test_a_tied_model_runs_from_the_factors_of_its_table(name):
     spec, count = TABLES[name]
     plan = lr.plan(PARAMS, {"embed/embedding": spec})
@@ -48,6 +53,7 @@ def test_a_tied_model_runs_from_the_factors_of_its_table(name):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_grows_and_the_old_logits_stay():
     plan = lr.plan(PARAMS, {"embed/embedding": TABLES["matrix"][0]})
     small = lr.compress(PARAMS, plan)
