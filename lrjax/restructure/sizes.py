@@ -1,6 +1,7 @@
 """How far to cut: one size for all modules, or sizes by marginal error within one budget."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,21 +17,27 @@ class Curve:
     """What a cut of one module loses and costs, at every size from one to the whole.
 
     Attributes:
-        errors: calibrated error at sizes 1, 2, ..., n; falling, zero at n.
+        errors: calibrated error at sizes 1, 2, ..., n, in steps; falling, zero at n.
         total: the error of dropping all of it.
         cost: parameters for each unit of size.
         is_output_loss: whether the errors are the model's own loss, comparable between modules.
+        step: the units in one step, which stay or leave together.
     """
 
     errors: np.ndarray
     total: float
     cost: int
     is_output_loss: bool = False
+    step: int = 1
 
     @property
     def whole(self) -> int:
         """The size of the module as it is."""
-        return len(self.errors)
+        return len(self.errors) * self.step
+
+    def at(self, sizes: np.ndarray) -> np.ndarray:
+        """The errors at some sizes."""
+        return self.errors[sizes // self.step - 1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +80,12 @@ class Cut(Structure):
             if self.size > least:
                 got, expected = f"a size of {self.size}", f"at most {least}, what is there"
                 raise RankError(message(got=got, expected=expected, todo="Choose a smaller one."))
+            step = max(c.step for c in curves)
+            if self.size % step:
+                got, expected = f"a size of {self.size}", f"a multiple of {step}"
+                raise RankError(message(got=got, expected=expected, todo="Choose such a size."))
             return [self.size] * len(curves)
-        options = [self._options(c.whole) for c in curves]
+        options = [self._options(c) for c in curves]
         share = self.keep or 1.0
         if self.uniform:
             return [
@@ -82,7 +93,7 @@ class Cut(Structure):
                 for own, c in zip(options, curves, strict=True)
             ]
         demands = [
-            Demand(c.cost * own, c.errors[own - 1], c.cost * c.whole, c.total, c.is_output_loss)
+            Demand(c.cost * own, c.at(own), c.cost * c.whole, c.total, c.is_output_loss)
             for own, c in zip(options, curves, strict=True)
         ]
         budget = int(share * sum(d.dense_cost for d in demands) + 1e-9)
@@ -94,5 +105,6 @@ class Cut(Structure):
         picks = Global().choose(demands, budget)
         return [int(own[k]) for own, k in zip(options, picks, strict=True)]
 
-    def _options(self, whole: int) -> np.ndarray:
-        return np.unique([*range(self.multiple, whole + 1, self.multiple), whole])
+    def _options(self, curve: Curve) -> np.ndarray:
+        least = math.lcm(self.multiple, curve.step)
+        return np.unique([*range(least, curve.whole + 1, least), curve.whole])

@@ -120,6 +120,12 @@ def stack(modules: Sequence[Module], weight: str) -> jax.Array:
     return jnp.stack([jnp.asarray(m.weights[weight], jnp.float32) for m in modules])
 
 
+def is_attention(module: Module) -> bool:
+    """Whether a layer's module has the four kernels of plain attention, and norms at most."""
+    kinds = {"query", "key", "value", "output"}
+    return kinds <= module.parts <= kinds | {"query_norm", "key_norm"} and module.layered
+
+
 def finite(path: str, weight: jax.Array) -> jax.Array:
     """The weight that was solved for.
 
