@@ -30,6 +30,7 @@ from lrjax.decompose import EVBMF as EVBMF
 from lrjax.decompose import HODLR as HODLR
 from lrjax.decompose import NMF as NMF
 from lrjax.decompose import SVD as SVD
+from lrjax.decompose import Banded as Banded
 from lrjax.decompose import BlockSVD as BlockSVD
 from lrjax.decompose import Energy as Energy
 from lrjax.decompose import Kronecker as Kronecker
@@ -47,6 +48,9 @@ from lrjax.formats import Factored as Factored
 from lrjax.formats import LowRank as LowRank
 from lrjax.formats import Sum as Sum
 from lrjax.formats import is_factored as is_factored
+from lrjax.generate import Greedy as Greedy
+from lrjax.generate import Sample as Sample
+from lrjax.generate import generate as generate
 from lrjax.io import load as load
 from lrjax.io import save as save
 from lrjax.lift import lift as lift
@@ -60,4 +64,11 @@ from lrjax.plan import Uniform as Uniform
 from lrjax.plan import plan as plan
 from lrjax.report import Report as Report
 from lrjax.report import report as report
+from lrjax.restructure import GroupHeads as GroupHeads
+from lrjax.restructure import LatentKV as LatentKV
+from lrjax.restructure import QueryKeyHeads as QueryKeyHeads
+from lrjax.restructure import Units as Units
+from lrjax.restructure import ValueHeads as ValueHeads
+from lrjax.restructure import Width as Width
+from lrjax.restructure import restructure as restructure
 from lrjax.trees import map_weights as map_weights
