@@ -21,12 +21,16 @@ def attend(
     c tanh(s / c) (arXiv:2408.00118). A query that sees nothing gets the mean of all values.
     """
     batch, queries, heads, d = q.shape
-    groups = k.shape[2]
-    q = q.reshape(batch, queries, groups, heads // groups, d)
-    scores = jnp.einsum("bqgnd,bkgd->bgnqk", q, k) * (d**-0.5 if scale is None else scale)
-    weights = weigh(scores, visible, softcap).astype(v.dtype)
-    mixed = jnp.einsum("bgnqk,bkgd->bqgnd", weights, v)
-    return mixed.reshape(batch, queries, heads * v.shape[-1])
+    groups, n = k.shape[2], heads // k.shape[2]
+    # A group's queries are the rows of one matrix, its keys those of another.
+    q = jnp.moveaxis(q.reshape(batch, queries, groups, n, d), 1, 3)
+    q = q.reshape(batch, groups, n * queries, d)
+    scores = jnp.einsum("bgqd,bkgd->bgqk", q, k) * (d**-0.5 if scale is None else scale)
+    weights = weigh(scores.reshape(batch, groups, n, queries, -1), visible, softcap)
+    weights = weights.astype(v.dtype).reshape(batch, groups, n * queries, -1)
+    mixed = jnp.einsum("bgqk,bkgd->bgqd", weights, v)
+    mixed = mixed.reshape(batch, groups, n, queries, v.shape[-1])
+    return jnp.moveaxis(mixed, 3, 1).reshape(batch, queries, heads * v.shape[-1])
 
 
 def weigh(
