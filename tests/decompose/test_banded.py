@@ -81,8 +81,11 @@ def test_a_lookup_and_a_tied_head_never_form_the_table(solved):
     jaxpr = jax.make_jaxpr(tied)(table, ids)
     assert all(shape[-2:] not in {(V, N), (N, V)} for shape in values(jaxpr.jaxpr))
     assert max(np.prod(s) for s in values(jaxpr.jaxpr)) <= ids.size * V
-    rows, scores = jax.jit(tied)(table, ids)
+    own = lr.lift(lambda w, ids: (w[ids], w[ids] @ w.T))  # any model's own lookup
+    (rows, scores), lifted = jax.jit(lambda w: (tied(w, ids), own(w, ids)))(table)
     dense = np.asarray(table.densify())
+    np.testing.assert_allclose(lifted[0], rows, atol=1e-6)
+    np.testing.assert_allclose(lifted[1], scores, atol=1e-5)
     np.testing.assert_allclose(rows, dense[np.asarray(ids)], atol=1e-5)
     np.testing.assert_allclose(scores, dense[np.asarray(ids)] @ dense.T, atol=1e-4)
 

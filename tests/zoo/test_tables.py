@@ -72,3 +72,19 @@ def test_a_vocabulary_grows_and_the_old_logits_stay():
     np.testing.assert_allclose(after[..., :V], before, atol=1e-6)
     logits = bigger.apply({"params": grown}, jnp.array([[V, V + 2, 1]]))
     assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "each"),
+    [
+        (lr.SVD(128), (30000, 768), None),  # ALBERT (arXiv:1909.11942): 23.0 M to 3.9 M
+        (lr.TokenTrain((4, 4, 4), (4, 8, 4, 6)), (50257, 768), 232),  # TensorGPT's 3.31 x
+        (lr.TokenTrain((6,), (16, 48)), (50257, 768), 384),  # and its 2.0 x
+    ],
+)
+def test_published_sizes(spec, shape, each):
+    layout, tails = lr.formats.Layout((0,), (1,)), np.zeros(768)
+    params = int(spec.options(shape, np.float32, layout, tails[-2:] if each else tails).params[0])
+    assert params == (3_938_304 if each is None else shape[0] * each)
+    ratio = shape[0] * shape[1] / params
+    assert round(ratio, 2) == (5.85 if each is None else {232: 3.31, 384: 2.0}[each])
