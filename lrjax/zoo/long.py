@@ -19,7 +19,18 @@ from jaxtyping import Array, Float
 
 from lrjax.errors import ShapeError, message
 from lrjax.zoo.attention import attend
-from lrjax.zoo.nystrom import Keys, Queries, Scale, Values, Visible, keys_alone, nystrom, segments
+from lrjax.zoo.nystrom import (
+    ITERATIONS,
+    RIDGE,
+    Keys,
+    Queries,
+    Scale,
+    Values,
+    Visible,
+    keys_alone,
+    nystrom,
+    segments,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,8 @@ class Nystrom:
     """:func:`nystrom` at a number of landmarks; the model's parameters serve as they are."""
 
     landmarks: int = 64
-    iterations: int = 6
+    ridge: float = RIDGE
+    iterations: int = ITERATIONS
 
     def mix(
         self,
@@ -59,8 +71,13 @@ class Nystrom:
         scale: Scale = None,
     ) -> Array:
         """As :meth:`Exact.mix`."""
-        many = {"landmarks": self.landmarks, "iterations": self.iterations}
-        return nystrom(q, k, v, visible, scale=scale, **many)
+        return nystrom(
+            *(q, k, v, visible),
+            landmarks=self.landmarks,
+            ridge=self.ridge,
+            iterations=self.iterations,
+            scale=scale,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,13 @@ Values = Float[Array, "batch length groups d_value"]
 Visible = Bool[Array, "#batch #queries length"] | None
 Scale = float | None
 
+RIDGE = 0.1
+"""Of the mean eigenvalue. On the activations of a trained encoder (512 tokens, 8 to 256 landmarks)
+the error falls in every layer; at 0.01, or with the published iteration, it rises in some."""
+
+ITERATIONS = 12
+"""Each lets the smallest eigenvalues in by a factor of 3.25: 12 reach ratios beyond 10^5."""
+
 
 def nystrom(
     q: Queries,
@@ -22,15 +29,15 @@ def nystrom(
     visible: Visible = None,
     *,
     landmarks: int,
-    iterations: int = 6,
+    ridge: float = RIDGE,
+    iterations: int = ITERATIONS,
     scale: Scale = None,
 ) -> Float[Array, "batch queries heads*d_value"]:
     """softmax(Q K~') softmax(Q~ K~')^+ softmax(Q~ K') V (arXiv:2102.03902).
 
-    The landmarks Q~, K~ are means over equal runs of the visible tokens; with as many as there are
-    tokens the result is exact, but for the pseudo-inverse, which is iterated so that all is
-    products. With fewer landmarks more iterations are no gain: those that are published damp what
-    the landmarks cannot tell apart, and more of them let it grow.
+    The landmarks Q~, K~ are means over equal runs of the visible tokens. The pseudo-inverse is
+    damped, unlike the published one: what the landmarks cannot tell apart must not grow. With as
+    many landmarks as tokens, and no ``ridge``, the result is exact.
 
     Raises:
         ShapeError: ``visible`` differs between queries, as causal attention's does: see
@@ -38,7 +45,7 @@ def nystrom(
     """
     real = keys_alone(visible, k, "causal_nystrom")
     q, (runs, _) = _scaled(q, scale), segments(real, landmarks)
-    return _side_by_side(_past(q, q, k, v, real, runs, iterations), v)
+    return _side_by_side(_past(q, q, k, v, real, runs, (ridge, iterations)), v)
 
 
 def causal_nystrom(
@@ -49,7 +56,8 @@ def causal_nystrom(
     *,
     landmarks: int,
     chunk: int,
-    iterations: int = 6,
+    ridge: float = RIDGE,
+    iterations: int = ITERATIONS,
     scale: Scale = None,
 ) -> Float[Array, "batch queries heads*d_value"]:
     """Exact attention within chunks of tokens, and :func:`nystrom` to the chunks before.
@@ -80,7 +88,7 @@ def causal_nystrom(
         share = jax.nn.sigmoid(mass(_hidden(marks, (tokens > 0)[:, None, None])) - mass(own))
         share = jnp.where(past.any(-1)[:, None, None, None], share, 0)
         near = jnp.einsum("bhqk,bkhd->bhqd", jax.nn.softmax(own, -1), own_v)
-        far = _past(own_q, q, k, v, past, runs, iterations)
+        far = _past(own_q, q, k, v, past, runs, (ridge, iterations))
         return share * far + (1 - share) * near
 
     mixed = jax.lax.map(one, (jnp.arange(count), *map(cut, (q, k, v, real))))
@@ -100,16 +108,32 @@ def segments(
     return here / jnp.maximum(tokens, 1)[..., None], tokens
 
 
-def pseudo_inverse(a: Float[Array, "*batch n n"], iterations: int) -> Float[Array, "*batch n n"]:
-    """Z -> Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4, of third order (arXiv:2102.03902)."""
-    size = jnp.abs(a).sum(-1).max(-1) * jnp.abs(a).sum(-2).max(-1)
-    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+def damped_inverse(
+    a: Float[Array, "*batch n n"], ridge: float, iterations: int
+) -> Float[Array, "*batch n n"]:
+    """(A' A + ridge s I)^-1 A', s the mean eigenvalue of A' A; by products alone.
+
+    Without a ridge it is the pseudo-inverse, from A itself, which keeps more digits.
+    """
+    flipped, eye = jnp.swapaxes(a, -1, -2), jnp.eye(a.shape[-1], dtype=a.dtype)
+    if not ridge:
+        return _iterated(a, flipped, iterations)
+    gram = flipped @ a
+    level = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None] / a.shape[-1]
+    return _iterated(gram + ridge * level * eye, eye, iterations) @ flipped
+
+
+def _iterated(a: Array, start: Array, iterations: int) -> Array:
+    """Z -> Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from a scaled start (arXiv:2102.03902)."""
+    eye, size = jnp.eye(a.shape[-1], dtype=a.dtype), jnp.abs(a)
+    largest = size.sum(-1).max(-1)
+    scale = largest if start.ndim == 2 else largest * size.sum(-2).max(-1)
 
     def step(_: Any, z: Array) -> Array:
         az = a @ z
         return z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
 
-    return jax.lax.fori_loop(0, iterations, step, a.swapaxes(-1, -2) / size[..., None, None])
+    return jax.lax.fori_loop(0, iterations, step, start / scale[..., None, None])
 
 
 def keys_alone(visible: Visible, k: Keys, todo: str) -> Bool[Array, "batch length"]:
@@ -132,7 +156,7 @@ def keys_alone(visible: Visible, k: Keys, todo: str) -> Bool[Array, "batch lengt
 
 
 def _past(
-    some: Queries, q: Keys, k: Keys, v: Values, real: Array, runs: Array, iterations: int
+    some: Queries, q: Keys, k: Keys, v: Values, real: Array, runs: Array, how: tuple[float, int]
 ) -> Float[Array, "batch heads queries d_value"]:
     """What ``some`` queries read of the real tokens through their landmarks."""
     k, v = (_repeated(x, q.shape[2]) for x in (k, v))
@@ -145,7 +169,7 @@ def _past(
     between = jnp.where(used[..., None], between, jnp.eye(runs.shape[1]))
     read = softmax(_scores(q_mark, k), real[:, None, None])
     read = jnp.einsum("bhlk,bkhd->bhld", read, v)
-    return to_marks @ (pseudo_inverse(between, iterations) @ read)
+    return to_marks @ (damped_inverse(between, *how) @ read)
 
 
 def _scores(

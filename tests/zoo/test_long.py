@@ -28,7 +28,7 @@ def test_as_many_landmarks_as_tokens_are_exact_and_fewer_are_worse():
     want = attention.attend(Q, K, V, VISIBLE)
     run = lambda n, **more: nystrom(Q, K, V, VISIBLE, landmarks=n, **more)
     many = (2, 5, 10, 20, 40)
-    *near, exact = quick(lambda: [*map(run, many), run(40, iterations=16)])()
+    *near, exact = quick(lambda: [*map(run, many), run(40, ridge=0.0, iterations=16)])()
     errors = [error(y, want) for y in near]
     assert errors == sorted(errors, reverse=True)
     assert error(exact, want) < 1e-3
@@ -43,9 +43,8 @@ def test_padding_is_not_seen():
 
 
 def test_the_causal_form_is_exact_with_a_landmark_a_token_and_sees_no_future():
-    run = quick(lambda q, k, v: [
-        causal_nystrom(q, k, v, REAL, landmarks=n, chunk=16, iterations=16) for n in (4, 40)
-    ])  # fmt: skip
+    many = {"chunk": 16, "ridge": 0.0, "iterations": 16}
+    run = quick(lambda *x: [causal_nystrom(*x, REAL, landmarks=n, **many) for n in (4, 40)])
     few, all_ = run(Q, K, V)
     want = attention.attend(Q, K, V, attention.causal(40, REAL))
     assert error(all_, want) < 5e-3 < error(few, want) < 1
@@ -99,7 +98,9 @@ CONFIG = BertConfig(
 def test_an_encoder_takes_them_as_an_option():
     ids = jax.random.randint(jax.random.key(5), (2, 20), 0, 31)
     mask = jnp.ones_like(ids).at[1, 12:].set(0)
-    exact, few = (Bert(CONFIG, attention=kind) for kind in (long.Exact(), long.Nystrom(20, 16)))
+    exact, few = (
+        Bert(CONFIG, attention=kind) for kind in (long.Exact(), long.Nystrom(20, 0.0, 16))
+    )
     places = Bert(CONFIG, attention=long.Linformer(rank=24, length=24))
     params = quick(exact.init)(jax.random.key(6), ids)["params"]
     more = quick(lambda p: long.adopt(places, p))(params)
