@@ -93,7 +93,7 @@ def forms(keep: float) -> dict[str, tuple[Any, lr.Budget | None]]:
     """What a cache of this share can be, by name: a structure, and a budget if it reads one."""
     heads, layers = CONFIG.num_attention_heads, CONFIG.num_hidden_layers
     floats = int(2 * CONFIG.hidden_size * keep)
-    pairs = floats // 8
+    pairs = floats // 4
     plain, inputs = Frobenius(), Input(center=True)
     found = {
         "latent, plain SVD": (LatentKV(keep=keep, metric=plain), None),

@@ -143,7 +143,7 @@ class Parts(NamedTuple):
 def _parts(view: Heads, spec: LatentKV) -> Parts:
     kind, of_keys = view.metric("key", spec.metric)
     _, of_values = view.metric("value", spec.metric)
-    sides = tuple(view.head_sides(m.arrays()[1]) for m in (of_keys, of_values))
+    sides = view.head_sides(of_keys.arrays()[1]), view.head_sides(of_values.arrays()[1])
     keys, rotary, leaves = view.of("key"), None, {}
     if spec.rotary is not None:
         keys, rotary, leaves = _decoupled(view, spec.rotary, spec.span, sides[0])

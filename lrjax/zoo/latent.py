@@ -78,30 +78,28 @@ class LatentAttention(nn.Module):
         ``turns`` is None without RoPE; ``scale``, if given, is the layer's own.
         """
         scale = self.scale if scale is None else scale
-        rotary, groups = self.latent.rotary, self.groups
+        groups, rank = self.groups, self.latent.rank
         q = Dense(self.heads * self.size, self.biases[0], name="query")(x)
         q = q.reshape(*x.shape[:-1], self.heads, self.size)
         q = q if self.norm is None else self.norm("query_norm")(q)
-        z = Dense(self.latent.rank, False, name="basis")(x)
-        rebuilt = rotary is None and turns is not None
-        key = Core(self.latent.rank, groups, self.size, rebuilt, name="key")
-        value = Core(self.latent.rank, groups, self.value_size, True, name="value")
-        if rebuilt:
-            part = part if part is None else write(part, start, z)
-            z = z if part is None else part.astype(z.dtype)
-            q = rope.rotate(q, *turns.new)
-            scores = self._streamed(key, z, turns.slots, q, blocks=part is not None)
+        z = Dense(rank, False, name="basis")(x)
+        rebuilt = turns if self.latent.rotary is None else None
+        key = Core(rank, groups, self.size, rebuilt is not None, name="key")
+        value = Core(rank, groups, self.value_size, True, name="value")
+        if rebuilt is not None:
+            z, part = _remember(part, start, z)
+            q = rope.rotate(q, *rebuilt.new)
+            scores = self._streamed(key, z, rebuilt.slots, q, blocks=part is not None)
             weights = attention.weigh(scores * scale, visible, self.softcap).astype(z.dtype)
             mixed = jnp.einsum("bgnqk,bkr->bqgnr", weights, z)
         else:
             q, row = self._one_key_head(key, q, z, x, turns)
-            part = part if part is None else write(part, start, row)
-            row = row if part is None else part.astype(row.dtype)
-            if self.late and rotary:
+            row, part = _remember(part, start, row)
+            if self.late and turns is not None and self.latent.rotary:
                 row = self._turned(row, turns.slots)
             one = row[:, :, None]
             mixed = attention.attend(q, one, one, visible, scale=scale, softcap=self.softcap)
-            mixed = mixed.reshape(*q.shape[:2], groups, -1, row.shape[-1])[..., : z.shape[-1]]
+            mixed = mixed.reshape(*q.shape[:2], groups, -1, row.shape[-1])[..., :rank]
         out = value.out(mixed).reshape(*x.shape[:-1], self.heads * self.value_size)
         return Dense(self.features, self.biases[1], name="output")(out), part
 
@@ -186,3 +184,11 @@ class Core(FactorModule):
         """What each head makes of a mixture of latents that is its own."""
         bias = self.offsets[:, None] if self.use_bias else self.offsets
         return ops.einsum("bqgnr,rgd->bqgnd", z, self.matrices) + bias
+
+
+def _remember(part: Array | None, start: Any, new: Array) -> tuple[Array, Array | None]:
+    """The latents of all slots, those of the new tokens written, and the new part."""
+    if part is None:
+        return new, None
+    part = write(part, start, new)
+    return part.astype(new.dtype), part

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrjax.decompose import attention
+from lrjax.decompose import SharedBasis, attention, solve
 from lrjax.errors import RankError, StatsError
+from lrjax.metrics import Gram, Metric
 
 D, H, G, SIZE = 20, 6, 3, 8
 """Inputs, query heads, key heads, head size."""
@@ -219,3 +220,21 @@ def test_merged_heads_lose_less_than_averaged_ones_and_nothing_where_nothing_is_
     made = attention.merge_rotated_keys(*f32(query, phased), groups, query_gram=g, key_gram=g)
     got = scores(np.asarray(made.own), np.asarray(made.shared), True)
     np.testing.assert_allclose(got, scores(query, phased, True), atol=1e-3)
+
+
+def test_components_that_heads_share_are_a_shared_basis_of_their_products():
+    """Collaborative heads, Q_h K_h' = A diag(m_h) B' (arXiv:2006.16362), have their format.
+
+    The stack of products [heads, d, d] has one basis of queries, one of keys, a core for each head.
+    """
+    rank = 5
+    a, b, mix = draw(0, D, rank), draw(1, D, rank), draw(2, H, rank)
+    products = np.einsum("dr,hr,er->hde", a, mix, b)
+    gram = f32(moment(3, D)[0])[0]
+    spec = SharedBasis(rank=(rank, rank))
+    found, _ = solve(spec, f32(products)[0], metric=Metric(Gram(gram), Gram(gram)))
+    x, y = draw(4, 2, 9, D)
+    queries, keys = x @ np.asarray(found.left), y @ np.asarray(found.right).T
+    assert keys.shape == (9, rank)  # all that is cached, for all heads
+    scores = np.einsum("qr,hrs,ks->hqk", queries, np.asarray(found.core), keys)
+    np.testing.assert_allclose(scores, np.einsum("qd,hde,ke->hqk", x, products, y), atol=2e-2)

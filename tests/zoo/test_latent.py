@@ -49,9 +49,8 @@ CASES = [
     ("llama", "shared"),
     ("gpt2", None),  # no rotations, biases
     ("qwen2_moe", "shared"),  # biases of keys, grouped heads
-    ("qwen3", None),  # normalised keys
-    ("gemma2", None),  # bounded scores, windows
-    ("gemma2", "shared"),
+    ("gemma2", "shared"),  # bounded scores, windows
+    *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("qwen3", "gemma2")),
 ]
 
 
