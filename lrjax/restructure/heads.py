@@ -81,8 +81,10 @@ class Heads:
         """The side of the outputs of keys or values, each head by itself, [groups, h, h]."""
         if cols is None:
             return None
-        full = jnp.diag(cols) if cols.ndim == 1 else cols
-        blocks = full.reshape(2 * (self.groups, full.shape[0] // self.groups))
+        size = cols.shape[0] // self.groups
+        if cols.ndim == 1:
+            return cols.reshape(self.groups, 1, size) * jnp.eye(size)
+        blocks = cols.reshape(self.groups, size, self.groups, size)
         return jnp.moveaxis(jnp.diagonal(blocks, axis1=0, axis2=2), -1, 0)
 
     def affine(self, kind: str) -> tuple[Array, Array | None]:
