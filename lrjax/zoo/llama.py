@@ -19,33 +19,10 @@ from lrjax.zoo.cache import Cache, KeyValues, empty, place, remember
 from lrjax.zoo.config import one_of
 from lrjax.zoo.latent import LatentAttention
 from lrjax.zoo.layers import ACTIVATIONS, Dense, Embed, RMSNorm
-from lrjax.zoo.llama_config import (
-    Gemma2Config,
-    GemmaConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
-from lrjax.zoo.moe import Experts, experts_layout
-from lrjax.zoo.moe_config import MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from lrjax.zoo.llama_config import LlamaConfig
+from lrjax.zoo.llama_family import FAMILY, layout
+from lrjax.zoo.moe import Experts
 from lrjax.zoo.names import Tensor
-
-FAMILY: Mapping[str, type[LlamaConfig]] = {
-    kind.model_type: kind
-    for kind in (
-        LlamaConfig,
-        MistralConfig,
-        Qwen2Config,
-        Qwen3Config,
-        GemmaConfig,
-        Gemma2Config,
-        MixtralConfig,
-        Qwen2MoeConfig,
-        Qwen3MoeConfig,
-    )
-}
-"""The configs by their published ``model_type``."""
 
 
 class Llama(nn.Module):
@@ -250,37 +227,6 @@ class MLP(nn.Module):
 def norm(c: LlamaConfig, name: str) -> RMSNorm:
     """The family's norm; Gemma stores its scale as the difference from one."""
     return RMSNorm(c.rms_norm_eps, 1.0 if c.gemma else 0.0, name=name)
-
-
-def layout(c: LlamaConfig) -> Iterator[Tensor]:
-    """The published checkpoint of the family, tensor by tensor."""
-    tied = ("lm_head.weight",) if c.tie_word_embeddings else ()
-    yield from names.embed("model.embed_tokens", "embed", copies=tied)
-    for i in range(c.num_hidden_layers):
-        theirs, ours = f"model.layers.{i}", f"layer_{i}"
-        for kind in ("query", "key", "value", "output"):
-            bias = c.biases[kind == "output"]
-            name = f"{theirs}.self_attn.{kind[0]}_proj"
-            yield from names.dense(name, f"{ours}/attention/{kind}", bias=bias)
-        if c.qk_norm:
-            for kind in ("query", "key"):
-                name = f"{theirs}.self_attn.{kind[0]}_norm"
-                yield from names.scale(name, f"{ours}/attention/{kind}_norm")
-        yield from names.scale(f"{theirs}.input_layernorm", f"{ours}/attention_norm")
-        if c.sandwich:
-            after = f"{theirs}.post_attention_layernorm"
-            yield from names.scale(after, f"{ours}/attention_post_norm")
-            yield from names.scale(f"{theirs}.pre_feedforward_layernorm", f"{ours}/mlp_norm")
-            yield from names.scale(f"{theirs}.post_feedforward_layernorm", f"{ours}/mlp_post_norm")
-        else:
-            yield from names.scale(f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm")
-        if c.sparse(i):
-            yield from experts_layout(c, theirs, f"{ours}/experts")
-        else:
-            yield from names.gated(f"{theirs}.mlp", f"{ours}/mlp", bias=c.biases[2])
-    yield from names.scale("model.norm", "norm")
-    if not c.tie_word_embeddings:
-        yield from names.dense("lm_head", "head", bias=False)
 
 
 def read(config: Mapping[str, Any], tensors: Collection[str]) -> Llama:
