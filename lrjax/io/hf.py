@@ -177,6 +177,7 @@ def write(
     *,
     config: Mapping[str, Any] | None = None,
     extra_files: Iterable[str | os.PathLike[str]] = (),
+    texts: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
@@ -187,6 +188,7 @@ def write(
         tensors: arrays by published name.
         config: the content of `config.json`.
         extra_files: copied beside it (tokenizer, licence).
+        texts: further files by name, with their content.
         shard_bytes: no shard is larger, unless one tensor is.
         overwrite: replace a checkpoint that is there.
 
@@ -209,6 +211,8 @@ def write(
             (draft / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         if config is not None:
             (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name, text in (texts or {}).items():
+            (draft / name).write_text(text)
         for extra in extra_files:
             shutil.copyfile(extra, draft / Path(extra).name)
 

@@ -111,17 +111,23 @@ def save(
             todo = "Save the parameters with the model that they were loaded with."
             _fail(path, got=got, expected=expected, todo=todo)
     dense = {path: np.asarray(ops.densify(leaf)) for path, leaf in leaves.items()}
+    config = {"architectures": [model.architecture], **model.config.to_json()}
+    tensors = published(model, dense)
+    hf.write(folder, tensors, config=config, extra_files=extra_files, overwrite=overwrite)
+
+
+def published(model: Any, dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of the published checkpoint, from dense leaves by path."""
     tensors: dict[str, np.ndarray] = dict(getattr(model, "constants", dict)())
     for tensor in model.layout():
         own = tensor.encode(dense[tensor.path])
         if tensor.part is None:
             tensors[tensor.name] = own
             continue
-        shape = tensor.published(shapes[tensor.path].shape)
+        shape = tensor.published(dense[tensor.path].shape)
         whole = tensors.setdefault(tensor.name, np.empty(shape, own.dtype))
         whole[tensor.window(shape)] = own
-    config = {"architectures": [model.architecture], **model.config.to_json()}
-    hf.write(folder, tensors, config=config, extra_files=extra_files, overwrite=overwrite)
+    return tensors
 
 
 @functools.lru_cache(16)

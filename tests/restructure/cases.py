@@ -29,12 +29,17 @@ class Case:
 
     def outputs(self, model: Any = None, params: Any = None) -> np.ndarray:
         params = self.params if params is None else params
-        return np.asarray((model or self.model).apply({"params": params}, self.unseen))
+        return np.asarray(_apply(model or self.model, params, self.unseen))
 
     def loss(self, model: Any, params: Any) -> float:
         """KL of the predictions on held-out inputs from those of the whole model."""
         whole, cut = (jax.nn.log_softmax(x) for x in (self.outputs(), self.outputs(model, params)))
         return float((jnp.exp(whole) * (whole - cut)).mean())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: Any, params: Any, inputs: Any) -> Any:
+    return model.apply({"params": params}, inputs)
 
 
 @functools.cache
