@@ -56,7 +56,7 @@ class LlamaConfig(LatentSizes):
         heads = self.num_attention_heads
         divides("num_key_value_heads", self.groups, "num_attention_heads", heads)
         _ = self.rope, [self.window(i) for i in range(self.num_hidden_layers)]
-        for i, pairs in enumerate(self.key_pairs or ()):
+        for i, pairs in enumerate(self.key_pairs or []):
             if pairs is not None and {len(own) for own in pairs} != {self.key_size(i) // 2}:
                 half = f"{self.key_size(i) // 2} pairs for each of {self.groups} key heads"
                 refuse("key_pairs", f"{pairs} in layer {i}", half)
