@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -16,6 +17,10 @@ from lrjax.decompose.attention import merge_keys, merge_rotated_keys, merge_valu
 from lrjax.errors import RankError, RuleError, message
 from lrjax.restructure.heads import Heads, heads_of
 from lrjax.restructure.structure import Module, Structure, finite, is_attention
+
+_MERGE_ROTATED, _MERGE_KEYS, _MERGE_VALUES = (
+    jax.jit(merge, static_argnums=2) for merge in (merge_rotated_keys, merge_keys, merge_values)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +85,14 @@ class GroupHeads(Structure):
 
 def _keys(view: Heads, groups: int) -> dict[str, Array]:
     (query, gram), (key, own) = view.affine("query"), view.affine("key")
-    if view.rotated:
-        made = merge_rotated_keys(query, key, groups, query_gram=gram, key_gram=own)
-    else:
-        made = merge_keys(query, key, groups, query_gram=gram, key_gram=own)
+    merge = _MERGE_ROTATED if view.rotated else _MERGE_KEYS
+    made = merge(query, key, groups, query_gram=gram, key_gram=own)
     return view.replace_affine("key", made.shared) | view.replace_affine("query", made.own)
 
 
 def _values(view: Heads, groups: int) -> dict[str, Array]:
     value, gram = view.affine("value")
-    made = merge_values(value, view.of("output"), groups, gram=gram)
+    made = _MERGE_VALUES(value, view.of("output"), groups, gram=gram)
     return view.replace_affine("value", made.shared) | view.replace("output", made.own)
 
 

@@ -7,9 +7,11 @@ more (arXiv:2405.04434, arXiv:2502.14837, arXiv:2502.07864).
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -80,7 +82,8 @@ class LatentKV(Structure):
         views = [heads_of(config, module, "LatentKV") for module in modules]
         parts = [_parts(view, self) for view in views]
         ranks = self._ranks(config, parts, budget)
-        new = [_rebuilt(own, rank) for own, rank in zip(parts, ranks, strict=True)]
+        most = max((r for r, own in zip(ranks, parts, strict=True) if r != own.full), default=1)
+        new = [_rebuilt(own, rank, most) for own, rank in zip(parts, ranks, strict=True)]
         latents = {
             own.view.layer: Latent(rank, own.rotary) for own, rank in zip(parts, ranks, strict=True)
         }
@@ -162,7 +165,7 @@ def _shared_out(config: Any, parts: Sequence[Parts], total: int) -> list[int]:
     rest = size * sum(config.kv_floats(i) for i in range(config.depth) if i not in mine)
     demands = []
     for own in parts:
-        s = joint_spectrum((own.keys, own.values), rows=own.rows, cols=own.cols)
+        s = _spectrum((own.keys, own.values), rows=own.rows, cols=own.cols)
         energy = np.asarray(s, np.float64) ** 2
         tails = np.append(np.cumsum(energy[::-1])[::-1][1 : own.full], 0.0)
         costs = size * (own.beside + np.arange(1, own.full + 1))
@@ -178,21 +181,37 @@ def _shared_out(config: Any, parts: Sequence[Parts], total: int) -> list[int]:
     return [1 + pick for pick in picks]
 
 
-def _rebuilt(parts: Parts, rank: int) -> Module:
+def _rebuilt(parts: Parts, rank: int, most: int) -> Module:
     """The attention with its basis and cores, and biases that hold what is constant."""
-    view, stacks = parts.view, (parts.keys, parts.values)
-    found = joint_basis(stacks, rank, rows=parts.rows, cols=parts.cols)
-    kept = {p: w for p, w in view.module.weights.items() if not p.startswith(("key/", "value/"))}
-    leaves = {**parts.leaves, "basis/kernel": found.basis}
-    for kind, old, core in zip(("key", "value"), stacks, found.cores, strict=True):
-        leaves[f"{kind}/kernel"] = join_heads(core)
-        lost = 0.0 if parts.mean is None else parts.mean @ (old - found.basis @ core)
-        leaves[f"{kind}/bias"] = (view.bias(kind) + lost).reshape(-1)
+    view, path = parts.view, parts.view.module.path
+    # One compilation for all ranks: the factors of a larger one are cut to the layer's own.
+    covering = rank if rank >= parts.full else min(most, parts.full - 1)
+    solved = _solve((parts.keys, parts.values), parts.rows, parts.cols, rank=covering)
+    basis, *cores = (np.asarray(finite(path, x)) for x in solved)
+    basis, cores = basis[:, :rank], [core[:rank] for core in cores]
+    leaves = {**parts.leaves, "basis/kernel": basis}
+    mean = np.zeros(len(basis)) if parts.mean is None else np.asarray(parts.mean)
+    for kind, old, core in zip(("key", "value"), (parts.keys, parts.values), cores, strict=True):
+        lost = mean @ np.asarray(join_heads(old)) - mean @ basis @ core
+        leaves[f"{kind}/kernel"] = core
+        leaves[f"{kind}/bias"] = view.bias(kind).reshape(-1) + lost
     if not view.rotated or parts.rotary is not None:
         del leaves["key/bias"]  # it adds the same to all scores of a query
+    kept = {p: w for p, w in view.module.weights.items() if not p.startswith(("key/", "value/"))}
     dtype = view.module.weights["key/kernel"].dtype
-    leaves = {p: finite(f"{view.module.path}/{p}", w).astype(dtype) for p, w in leaves.items()}
+    leaves = {p: finite(f"{path}/{p}", jnp.asarray(w)).astype(dtype) for p, w in leaves.items()}
     return dataclasses.replace(view.module, weights=kept | leaves)
+
+
+@functools.partial(jax.jit, static_argnames="rank")
+def _solve(stacks: Any, rows: Any, cols: Any, *, rank: int) -> tuple[Array, Array, Array]:
+    """The basis, and the cores of keys and of values, heads side by side."""
+    found = joint_basis(stacks, rank, rows=rows, cols=cols)
+    keys, values = map(join_heads, found.cores)
+    return found.basis, keys, values
+
+
+_spectrum, _components = jax.jit(joint_spectrum), jax.jit(components)
 
 
 def _decoupled(
@@ -214,7 +233,7 @@ def _decoupled(
         )
     keys, gram = view.affine("key")
     queried = jnp.sum(view.grouped(view.outputs("query")), axis=1) if sides is None else sides
-    found = components(keys, pair_energy(queried), gram)
+    found = _components(keys, pair_energy(queried), gram)
     cos, _ = rope.rotations(view.config.rope, view.config.head_size, jnp.arange(span)[None], span)
     lost = 1 - jnp.mean(cos[0, :, 0] / cos[0, 0, 0], axis=0)[: found.energy.shape[0]]
     # Components of one frequency come by energy, so that those chosen are its first ones.
