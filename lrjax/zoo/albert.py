@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lrjax.zoo import attention, bert, heads, names
 from lrjax.zoo.config import divides, one_of
 from lrjax.zoo.layers import ACTIVATIONS, Dense
+from lrjax.zoo.long import Exact
 from lrjax.zoo.names import Tensor
 from lrjax.zoo.sizes import LayerSizes
 
@@ -55,16 +56,20 @@ class AlbertConfig(LayerSizes):
 
 
 class Albert(nn.Module):
-    """Token ids -> the last hidden states; :meth:`pool` gives the published pooled output."""
+    """Token ids -> the last hidden states; :meth:`pool` gives the published pooled output.
+
+    ``attention`` may be a cheaper kind for long texts: see :mod:`lrjax.zoo.long`.
+    """
 
     architecture: ClassVar[str] = "AlbertModel"
     config: AlbertConfig
     pooled: bool = True
+    attention: Any = Exact()
 
     def setup(self) -> None:
         c = self.config
         self.embeddings = bert.Embeddings(c)
-        self.encoder = Encoder(c)
+        self.encoder = Encoder(c, self.attention)
         if self.pooled:
             self.pooler = Dense(c.hidden_size)
 
@@ -118,6 +123,7 @@ class Encoder(nn.Module):
     """One matrix up, then the blocks of every layer's group."""
 
     config: AlbertConfig
+    attention: Any = Exact()
 
     @nn.compact
     def __call__(
@@ -125,7 +131,10 @@ class Encoder(nn.Module):
     ) -> Float[Array, "batch length d"]:
         c = self.config
         groups = [
-            [bert.Block(c, name=f"group_{g}_{j}") for j in range(c.inner_group_num)]
+            [
+                bert.Block(c, attention=self.attention, name=f"group_{g}_{j}")
+                for j in range(c.inner_group_num)
+            ]
             for g in range(c.num_hidden_groups)
         ]
         x = Dense(c.hidden_size, name="up")(x)

@@ -11,7 +11,7 @@ import pytest
 from lrjax import trees, zoo
 from lrjax.demo import weights
 from lrjax.errors import ShapeError
-from lrjax.zoo import Bert, BertConfig, attention, long
+from lrjax.zoo import Albert, AlbertConfig, Bert, BertConfig, attention, long
 from lrjax.zoo.nystrom import causal_nystrom, nystrom
 from tests.zoo.test_goldens import quick
 
@@ -120,10 +120,14 @@ def test_an_encoder_takes_them_as_an_option():
     assert added == {f"encoder/layer_0/attention/project_{kind}" for kind in ("keys", "values")}
 
 
-def test_scanned_layers_take_them_too():
+def test_scanned_and_shared_layers_take_them_too():
     model = Bert(CONFIG, scanned=True, attention=long.Linformer(rank=4, length=24))
     shapes = jax.eval_shape(lambda: long.adopt(model, {}))
     assert shapes["encoder"]["layers"]["attention"]["project_keys"].shape == (1, 24, 4)
+    sizes = {k: getattr(CONFIG, k) for k in ("vocab_size", "hidden_size", "intermediate_size")}
+    config = AlbertConfig(**sizes, embedding_size=4, num_attention_heads=3)
+    shared = jax.eval_shape(lambda: long.adopt(Albert(config, attention=model.attention), {}))
+    assert shared["encoder"]["group_0_0"]["attention"]["project_keys"].shape == (24, 4)
 
 
 @pytest.mark.slow

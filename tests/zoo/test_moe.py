@@ -52,7 +52,8 @@ def test_experts_are_a_stack_by_their_use():
         assert uses[path].layout.matrix_shape((e, m, n)) == (e, m, n)
 
 
-@pytest.mark.parametrize("spec", [pytest.param("each", marks=pytest.mark.slow), "shared"])
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["each", "shared"])
 def test_full_rank_leaves_the_logits(spec):
     params, _, run = mixtral()
     _, m, n = lr.trees.get(params, "layer_0/experts/gate/kernel").shape

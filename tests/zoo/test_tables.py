@@ -33,7 +33,7 @@ TABLES = {
 }
 
 
-SLOW = ("matrix", "tokens", "train")
+SLOW = ("matrix", "bands", "tokens", "train")
 
 
 @pytest.mark.parametrize(
