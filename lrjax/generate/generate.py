@@ -34,7 +34,9 @@ def generate(
 
     The prompts are read at once and then a token at a time, by compiled functions of static shape.
     They are compiled for a batch size, a rounded length and a rounded number of new tokens; with
-    ``on_token`` the loop is Python's, and each token is handed out as it comes.
+    ``on_token`` the loop is Python's, and each token is handed out as it comes. Scanned layers are
+    cut from their stack, a copy, at every step: unrolled ones write 1.7 times as fast (a Llama of
+    100 million weights on a CPU).
 
     Args:
         model: a decoder of the zoo, or any Linen model that answers its protocol of caches.
@@ -84,7 +86,7 @@ def generate(
     else:
         before = np.zeros(len(ids), bool)
         for count in range(1, max_new_tokens + 1):
-            on_token(np.asarray(writing.tokens[:, count - 1]), ~before)
+            on_token(np.asarray(writing.tokens)[:, count - 1], ~before)
             before = np.asarray(writing.stopped)
             if before.all() or count == max_new_tokens:
                 break
@@ -95,13 +97,15 @@ def generate(
 def _check(
     count: int, sampling: Sampling, stop: Sequence[int], key: Array | None, vocab: int
 ) -> None:
-    if count < 1:
-        refuse("max_new_tokens", str(count), "at least 1", "Ask for a token.")
+    if not isinstance(count, int | np.integer) or count < 1:
+        refuse("max_new_tokens", str(count), "a whole number, at least 1", "Ask for a token.")
+    if not isinstance(sampling, Sampling):
+        refuse("sampling", repr(sampling), "Greedy() or Sample(...)", "Choose one of the two.")
     sampling.check()
     if isinstance(sampling, Sample) and key is None:
         refuse("key", "None, with Sample", "a key to draw by", "Give key=jax.random.key(0).")
-    if not all(0 <= token < vocab for token in stop):
-        refuse("stop", f"{tuple(stop)}", f"ids from 0 to {vocab - 1}", "Correct the ids.")
+    if isinstance(stop, int) or not all(0 <= token < vocab for token in stop):
+        refuse("stop", str(stop), f"a tuple of ids from 0 to {vocab - 1}", "Correct the ids.")
 
 
 def _dtype(params: Any) -> Any:
