@@ -28,28 +28,31 @@ class Grown(NamedTuple):
     error: Float[Array, " rows"]
 
 
-def grow(table: Any, rows: Float[Array, "rows n"]) -> Grown:
+def grow(table: Any, rows: Float[Array, "rows n"], *, band: int | None = None) -> Grown:
     """The table with the rows behind its own, for new words of a vocabulary; on the host.
 
     - a `LowRank` table takes each row's projection on the basis that it has;
     - a `TokenTrain` solves the new rows alone, at its digits and ranks;
-    - of a `Banded` table each row joins the band that holds it best;
+    - of a `Banded` table each row joins the factored band that holds it best, or the given one;
     - an array, or a table whose rows share their factors (tensor trains, Kronecker and Tucker
       forms), gets the rows as they are.
 
     Args:
         table: a matrix [V, n], an array or factored.
         rows: the new ones, dense.
+        band: which band of a `Banded` table takes the rows: a dense one keeps them as they are.
 
     Raises:
-        ShapeError: the table is no matrix, the rows have another width, or are not finite.
+        ShapeError: the table is no matrix, the rows have another width, or are not finite; or there
+            is no such band that takes rows.
     """
     rows = jnp.asarray(rows)
     if table.ndim != 2 or rows.ndim != 2 or rows.shape[1] != table.shape[1]:
         _refuse(f"rows of shape {rows.shape}", f"[rows, n] for a table of shape {table.shape}")
     if not np.isfinite(np.asarray(rows, np.float32)).all():
         _refuse("rows that are not finite", "finite values")
-    longer = _longer(table, rows.astype(table.dtype))
+    rows = rows.astype(table.dtype)
+    longer = _joined(table, rows, band) if isinstance(table, Banded) else _longer(table, rows)
     return Grown(longer, _lost(rows, _last(longer, len(rows))))
 
 
@@ -60,32 +63,32 @@ def _longer(table: Any, rows: Array) -> Any:
             return dataclasses.replace(table, left=left)
         case TokenTrain():
             return table.append(token_train(rows, table.modes, table.rank)[0])
-        case Banded():
-            return _joined(table, rows)
         case Factored():
             bands, count = (table, rows), len(rows) + table.shape[0]
             return Banded(bands, digits_of(np.arange(count), count, table.dtype))
     return jnp.concatenate([table, rows])
 
 
-def _joined(table: Banded, rows: Array) -> Banded:
-    """Every row in the band that loses least of it; the places of the bands behind move on."""
-    lost = np.full((len(table.bands), len(rows)), np.inf)
-    for k, band in enumerate(table.bands):
-        if isinstance(band, LowRank | TokenTrain) or not isinstance(band, Factored):
-            lost[k] = _lost(rows, _last(_longer(band, rows), len(rows)))
-    best = lost.argmin(0)
-    bands, sizes = [], np.array(table.sizes)
-    for k, band in enumerate(table.bands):
-        own = np.flatnonzero(best == k)
-        bands.append(_longer(band, rows[own]) if len(own) else band)
-    ends = np.cumsum(sizes)
-    joined = np.bincount(best, minlength=len(sizes))
+def _joined(table: Banded, rows: Array, band: int | None) -> Banded:
+    """Every row in its band; the places of the bands behind move on."""
+    bands, sizes = list(table.bands), np.array(table.sizes)
+    factored = [k for k, b in enumerate(bands) if isinstance(b, LowRank | TokenTrain)]
+    dense = [k for k, b in enumerate(bands) if not isinstance(b, Factored)]
+    if band is not None and band not in (*factored, *dense):
+        _refuse(f"band {band}", f"one of {sorted((*factored, *dense))}, which take rows")
+    takers = [band] if band is not None else factored or dense[-1:]
+    if not takers:  # all bands share factors among their rows: one more, dense
+        bands, sizes, takers = [*bands, rows[:0]], np.append(sizes, 0), [len(bands)]
+    lost = [_lost(rows, _last(_longer(bands[k], rows), len(rows))) for k in takers]
+    best = np.array(takers)[np.argmin(np.stack(lost), axis=0)]
+    for k in takers:
+        bands[k] = _longer(bands[k], rows[best == k]) if (best == k).any() else bands[k]
+    ends, joined = np.cumsum(sizes), np.bincount(best, minlength=len(sizes))
     shift = np.cumsum(joined) - joined
-    place = np.asarray(table.place, np.int64)
-    place = place + shift[np.searchsorted(ends, place, side="right")]
+    old = np.asarray(table.place, np.int64)
+    old = old + shift[np.searchsorted(ends, old, side="right")]
     among = np.array([np.sum(best[:i] == k) for i, k in enumerate(best)], np.int64)
-    place = np.concatenate([place, (ends + shift)[best] + among])
+    place = np.concatenate([old, (ends + shift)[best] + among])
     return Banded(tuple(bands), digits_of(place, len(place), table.dtype))
 
 
