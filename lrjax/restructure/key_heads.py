@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lrjax.decompose.attention import affine, affine_gram, inner, join_heads, product, split_heads
+from lrjax.decompose.attention import affine, affine_gram, inner, join_heads, split_heads
 from lrjax.errors import RuleError, message
 from lrjax.linalg import weighted_spectrum
 from lrjax.linalg.stack import dot
+from lrjax.restructure.nested import products
 from lrjax.restructure.sizes import Curve, Cut
 from lrjax.restructure.structure import Module, finite, is_attention
 
@@ -51,13 +52,16 @@ class QueryKeyHeads(Cut):
         spectra = [_pairs(*g) if config.rotated else _spectrum(*g) for g in grams]
         sizes = self.choose([_curve(m, s, config) for m, s in zip(modules, spectra, strict=True)])
         layers = {m.layer: size for m, size in zip(modules, sizes, strict=True)}
-        jobs = zip(modules, sizes, grams, spectra, strict=True)
         if not config.rotated:
-            new = [_project(m, config, size, *gram) for m, size, gram, _ in jobs]
+            maps = products([q for q, _ in grams], [k for _, k in grams], sizes)
+            new = [
+                m if own is None else _project(m, config, *own)
+                for m, own in zip(modules, maps, strict=True)
+            ]
             return config.with_key_sizes(layers), new
         chosen = {
             m.layer: np.sort(np.argsort(-own, axis=1, kind="stable")[:, : size // 2], axis=1)
-            for m, size, _, own in jobs
+            for m, size, own in zip(modules, sizes, spectra, strict=True)
             if size < 2 * own.shape[1]
         }
         new = [_select(m, config, chosen[m.layer]) if m.layer in chosen else m for m in modules]
@@ -106,13 +110,10 @@ def _curve(module: Module, energies: Any, config: Any) -> Curve:
     return Curve(np.append(tail[1:], 0), float(tail[0]), cost // (step * len(tail)), step=step)
 
 
-def _project(module: Module, config: Any, size: int, q: Array, k: Array) -> Module:
-    """Queries and keys in the leading components of their product."""
-    if size == q.shape[-1]:
-        return module
-    found = product(q, k, size)
+def _project(module: Module, config: Any, left: Array, right: Array) -> Module:
+    """Queries Q L and keys K R'."""
     many = config.query_heads // config.kv_heads
-    maps = (jnp.repeat(found.left, many, axis=0), jnp.swapaxes(found.right, 1, 2))
+    maps = (jnp.repeat(left, many, axis=0), jnp.swapaxes(right, 1, 2))
     new = {}
     for kind, own in zip(KINDS, maps, strict=True):
         kernels = split_heads(jnp.asarray(module.weights[f"{kind}/kernel"], jnp.float32), len(own))

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lrjax.decompose.attention import inner, join_heads, product, split_heads
+from lrjax.decompose.attention import inner, join_heads, split_heads
 from lrjax.linalg import weighted_spectrum
 from lrjax.linalg.stack import dot
 from lrjax.plan.batching import grouped
+from lrjax.restructure.nested import products
 from lrjax.restructure.sizes import Curve, Cut
 from lrjax.restructure.structure import Module, finite, is_attention, stack
 
@@ -44,9 +45,9 @@ class ValueHeads(Cut):
             for i, m in enumerate(same):
                 grams[m.path] = tuple(x[i] for x in found), errors[i]
         sizes = self.choose([_curve(m, grams[m.path][1]) for m in modules])
-        new = [
-            _cut(m, config, size, *grams[m.path][0]) for m, size in zip(modules, sizes, strict=True)
-        ]
+        rows, cols, means = zip(*(grams[m.path][0] for m in modules), strict=True)
+        jobs = zip(modules, products(rows, cols, sizes), means, strict=True)
+        new = [m if maps is None else _cut(m, config, *maps, mean) for m, maps, mean in jobs]
         layers = (m.layer for m in modules)
         return config.with_value_sizes(dict(zip(layers, sizes, strict=True))), new
 
@@ -99,25 +100,21 @@ def _spectra(rows: Float[Array, "*S h h"], cols: Float[Array, "*S h h"]) -> Floa
     return weighted_spectrum(whole, rows, cols)
 
 
-def _cut(module: Module, config: Any, size: int, rows: Array, cols: Array, mean: Array) -> Module:
-    """The module with value heads of a size; of the whole size it is left as it is."""
-    h = rows.shape[-1]
-    if size == h:
-        return module
-    found = product(rows, cols, size)
+def _cut(module: Module, config: Any, left: Array, right: Array, mean: Array) -> Module:
+    """The module with values V L and outputs R O."""
+    h = left.shape[1]
     weights = {p: jnp.asarray(w, jnp.float32) for p, w in module.weights.items()}
     values = split_heads(weights["value/kernel"], config.kv_heads)
-    new = {"value/kernel": finite(module.path, join_heads(dot(values, found.left)))}
+    new = {"value/kernel": finite(module.path, join_heads(dot(values, left)))}
     if "value/bias" in weights:
         bias = weights["value/bias"].reshape(config.kv_heads, 1, h)
-        new["value/bias"] = dot(bias, found.left).reshape(-1)
+        new["value/bias"] = dot(bias, left).reshape(-1)
     many = config.query_heads // config.kv_heads
     outputs = weights["output/kernel"].reshape(config.query_heads, h, -1)
-    right = jnp.repeat(found.right, many, axis=0)
-    cut = dot(right, outputs)
+    cut = dot(jnp.repeat(right, many, axis=0), outputs)
     new["output/kernel"] = cut.reshape(-1, cut.shape[-1])
     if "output/bias" in weights:  # the mean is zero where none was kept
-        mixed = dot(mean.reshape(config.query_heads, 1, h), jnp.repeat(found.left, many, axis=0))
+        mixed = dot(mean.reshape(config.query_heads, 1, h), jnp.repeat(left, many, axis=0))
         kept = dot(mixed, cut).sum((0, 1))
         new["output/bias"] = weights["output/bias"] + dot(mean, weights["output/kernel"]) - kept
     return module.replace(new)

@@ -75,7 +75,8 @@ class Width(Cut):
         tail = np.cumsum(np.maximum(np.asarray(energy), 0))[::-1]  # errors of 0, 1, 2, ...
         errors = np.append(tail, 0)[heads::heads]
         (size,) = self.choose([Curve(errors, float(tail[0]), 1, step=heads)])
-        basis = _orthonormal(basis[:, ::-1][:, :size])
+        basis = _orthonormal(basis[:, ::-1])
+        basis, rest = basis[:, :size], basis[:, size:]
 
         new, shares = dict(model.weights), []
         for norm in norms:
@@ -83,7 +84,7 @@ class Width(Cut):
             shares.append(float(share) * whole / size)
             scale = jnp.full(size, shares[-1] ** 0.5) - norm.offset
             new[norm.path] = finite(norm.path, scale)
-            into = _regression(norm.gram, basis) * norm.scale
+            into = _regression(norm.gram, basis, rest) * norm.scale
             for path in norm.readers:
                 new[path] = dot(into, jnp.asarray(model.weights[path], jnp.float32))
         table = jnp.asarray(model.weights["embed/embedding"], jnp.float32)
@@ -147,11 +148,12 @@ def _tied_gram(model: Module) -> Array:
     raise StatsError(message(path=path, got=got, expected=expected, todo=todo))
 
 
-def _regression(gram: Float[Array, "d d"], basis: Float[Array, "d k"]) -> Float[Array, "k d"]:
-    """The best x from x Q: Q' itself where the rest of x is no linear function of x Q."""
+def _regression(
+    gram: Float[Array, "d d"], basis: Float[Array, "d k"], rest: Float[Array, "d e"]
+) -> Float[Array, "k d"]:
+    """The best x from x Q: Q', and of the other directions what is a linear function of x Q."""
     seen = dot(basis.T, gram)
-    inner = dot(seen, basis)
-    return basis.T + solve_ridge(inner, seen - dot(inner, basis.T), DAMPING)
+    return basis.T + dot(solve_ridge(dot(seen, basis), dot(seen, rest), DAMPING), rest.T)
 
 
 def _orthonormal(basis: Float[Array, "d k"]) -> Float[Array, "d k"]:

@@ -47,16 +47,29 @@ def case(name: str) -> Case:
     model, params = zoo.load(GOLDENS / name)
     if name == "llama":
         # Weights of more than the initial scale, so that attention and MLP are far from linear.
-        params = trees.map_weights(lambda x: 6 * x if x.ndim == 2 and len(x) < 60 else x, params)
+        params = trees.map_weights(lambda x: 4 * x if x.ndim == 2 and len(x) < 60 else x, params)
     rng = np.random.default_rng(0)
     if name == "vit":
         draw = lambda n: jnp.asarray(rng.normal(size=(n, 3, 16, 16)), jnp.float32)
     else:
         draw = lambda n: jnp.asarray(rng.integers(1, 61, (n, 20)))
     seen, unseen = draw(64), draw(8)
+    return Case(model, params, statistics(model, params, seen), unseen)
+
+
+def statistics(model: Any, params: Any, seen: Any, *only: str) -> Any:
+    """What every kernel sees, or the kernels of some globs."""
     apply = lambda p, batch: model.apply({"params": p}, batch)
-    stats = calibrate(apply, params, [seen], gradients=False)
-    return Case(model, params, stats, unseen)
+    paths = trees.paths(params)
+    globs = only or (
+        "**/key/kernel",
+        "**/output/kernel",
+        "**/up/kernel",
+        "**/down/kernel",
+        "head/*",
+    )
+    select = [g for g in globs if any(trees.match(g, p) for p in paths)]
+    return calibrate(apply, params, [seen], gradients=False, select=select)
 
 
 def count(params: Any) -> int:

@@ -7,42 +7,33 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-import lrjax as lr
 from lrjax import trees, zoo
 from lrjax.errors import RankError, RuleError
 from lrjax.restructure import Units, Width, restructure
-from tests.restructure.cases import GOLDENS, Case, case, count
-
-PATHS = ("**/query/kernel", "**/gate/kernel", "**/router/kernel", "**/embedding", "**/down/kernel")
+from tests.restructure.cases import GOLDENS, Case, case, count, statistics
 
 
 def loaded(name):
     """A golden checkpoint with statistics of what stands behind its norms."""
     model, params = zoo.load(GOLDENS / name)
     ids = jnp.asarray(np.random.default_rng(0).integers(1, 61, (24, 20)))
-    apply = lambda p, batch: model.apply({"params": p}, batch)
-    heads = ("head/kernel",) if "head" in params else ()
-    paths = trees.paths(params)
-    select = [g for g in (*PATHS, *heads) if any(trees.match(g, p) for p in paths)]
-    stats = lr.calibrate(apply, params, [ids], gradients=False, select=select)
-    return Case(model, params, stats, ids[:4])
+    if name == "llama":  # as Gemma: scales as differences from one, a table times a root
+        config = model.config.to_json() | {"model_type": "gemma"}
+        model = zoo.Llama(zoo.GemmaConfig.from_json(config))
+        params = trees.map_weights(lambda x: x / 3 - 0.5 if x.ndim == 1 else x, params)
+    kinds = "query", "gate", "up", "router"
+    globs = (*(f"**/{kind}/kernel" for kind in kinds), "embed/embedding", "head/kernel")
+    return Case(model, params, statistics(model, params, ids, *globs), ids[:4])
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen2_moe", "gemma"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "qwen2", "qwen2_moe")]
+
+
+@pytest.mark.parametrize("name", ["", *OTHERS])
 def test_a_rotation_of_the_stream_changes_nothing(name):
-    own = loaded("llama" if name == "gemma" else name)
-    if name == "gemma":  # scales as differences from one, a table times the root of the width
-        config = zoo.GemmaConfig.from_json(own.model.config.to_json() | {"model_type": "gemma"})
-        leaves = {p: w / 3 - 0.5 if p.endswith("scale") else w for p, w in own.leaves.items()}
-        own = dataclasses.replace(
-            own, model=zoo.Llama(config), params=unflatten_dict(leaves, sep="/")
-        )
-        apply = lambda p, batch: own.model.apply({"params": p}, batch)
-        stats = lr.calibrate(apply, own.params, [own.unseen], gradients=False)
-        own = dataclasses.replace(own, stats=stats)
-    model, params = restructure(
-        own.model, own.params, {"**": Width(keep=1.0, untie=True)}, own.stats
-    )
+    own = loaded(name) if name else case("llama")
+    rules = {"**": Width(keep=1.0, untie=True)}
+    model, params = restructure(own.model, own.params, rules, own.stats)
     assert not model.config.tie_word_embeddings
     assert np.abs(own.outputs(model, params) - own.outputs()).max() < 1e-4
 
@@ -62,7 +53,7 @@ def test_a_narrower_model_is_a_smaller_checkpoint(tmp_path):
 
 
 def test_the_stream_of_low_rank_loses_nothing_and_norms_keep_their_energy():
-    own = loaded("llama")
+    own = case("llama")
     rng = np.random.default_rng(0)
     # All that is written to the stream lies in 20 of its 32 directions.
     inside = np.linalg.qr(rng.normal(size=(32, 20)))[0].astype(np.float32)
@@ -71,8 +62,7 @@ def test_the_stream_of_low_rank_loses_nothing_and_norms_keep_their_energy():
         if path.split("/")[-2] in ("embed", "output", "down"):
             leaves[path] = np.asarray(leaf) @ inside @ inside.T
     params = unflatten_dict(leaves, sep="/")
-    apply = lambda p, batch: own.model.apply({"params": p}, batch)
-    stats = lr.calibrate(apply, params, [own.unseen], gradients=False)
+    stats = statistics(own.model, params, own.unseen)
     flat = dataclasses.replace(own, params=params, stats=stats)
     model, params = restructure(own.model, params, {"**": Width(size=20)}, stats)
     assert np.abs(flat.outputs(model, params) - flat.outputs()).max() < 1e-4
