@@ -15,6 +15,7 @@ from lrjax.linalg.normal import Leading, Normal
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.policy import Accuracy, Method, choose
 from lrjax.linalg.stack import dot, over_stack, working
+from lrjax.linalg.tensor import CANCELS, squares
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +69,7 @@ def truncated_svd(
     a = lax.stop_gradient(a)
     svd, deficient, finite = _solve(a, key, rank=rank, method=method)
     return svd, Info(
-        residual=_residual(a, svd.u * svd.s[..., None, :], svd.vt),
+        residual=_residual(a, svd.s, svd.u * svd.s[..., None, :], svd.vt),
         iterations=jnp.full(a.shape[:-2], method.iterations, jnp.int32),
         status=status(finite, deficient),
     )
@@ -159,17 +160,23 @@ def _solve(a: Array, key: Array, *, rank: int, method: Method) -> tuple[SVD, Arr
 
 
 @jax.jit
-def _residual(a: Array, left: Array, right: Array) -> Array:
-    """|A - L R|, from the difference, in a unit in which its squares cannot leave the range."""
+def _residual(a: Array, s: Array, left: Array, right: Array) -> Array:
+    """|A - L R|, in a unit in which its squares cannot leave the range.
 
-    def single(a: Array, left: Array, right: Array) -> Array:
+    Right vectors are orthonormal and left ones their images, so |A|^2 is the sum of both parts';
+    where too few digits are left of that difference, the residual is that of the matrices.
+    """
+
+    def single(a: Array, s: Array, left: Array, right: Array) -> Array:
         unit = jnp.sqrt(jnp.max(jnp.sum(right**2, axis=1))) * jnp.max(jnp.abs(left))
         unit = jnp.where(unit > 0, unit, jnp.max(jnp.abs(a)))
         unit = jnp.where(unit > 0, unit, 1)
-        rows = jnp.sum(((a - dot(left, right)) / unit) ** 2, axis=1)
-        return jnp.sqrt(jnp.sum(rows)) * unit
+        energy = squares(a, 1 / unit)
+        cheap = energy - jnp.sum((s / unit) ** 2)
+        direct = lambda: jnp.sum(jnp.sum(((a - dot(left, right)) / unit) ** 2, axis=1))
+        return jnp.sqrt(lax.cond(cheap > CANCELS * energy, lambda: cheap, direct)) * unit
 
-    return over_stack(single, [working(a), left, right], core=2)
+    return over_stack(single, [working(a), s, left, right], core=2)
 
 
 @functools.partial(jax.jit, static_argnames=("exact",))

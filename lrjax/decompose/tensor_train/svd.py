@@ -25,7 +25,7 @@ from lrjax.formats.tensor_train import TensorTrain
 from lrjax.linalg import Accuracy, Info, Status, singular_values, truncated_svd
 from lrjax.linalg.cut import CHUNK, cut
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import total, unit_of
+from lrjax.linalg.tensor import CANCELS, squares, total, unit_of
 
 GRAM_TOLERANCE = 1e-3
 """Relative tolerance below which singular values come from the full SVD: those of a Gram in
@@ -37,6 +37,7 @@ class Split(NamedTuple):
 
     cores: Train
     unit: Array
+    energy: Array
     finite: Array
     deficient: Array
 
@@ -121,14 +122,14 @@ def weight(cores: tuple[Array, ...], w: Any) -> TensorTrain:
 
 def split(x: Float[Array, "*d"], ranks: tuple[int, ...], key: Array, accuracy: Accuracy) -> Split:
     """The cores of one tensor, left to right; the tensor is read, never copied."""
-    unit, _, finite = unit_of(x)
+    unit, energy, finite = unit_of(x)
     cores, deficient, rest, last, scale = [], jnp.zeros((), bool), x, 1, unit
     for size, rank in zip(x.shape[:-1], ranks, strict=True):
         left, rest, short = cut(rest.reshape(last * size, -1), rank, scale, finite, key, accuracy)
         cores.append(left.reshape(last, size, rank))
         deficient, last, scale = deficient | short, rank, 1.0
     rest = rest if cores else x * unit
-    return Split((*cores, rest.reshape(last, x.shape[-1], 1)), unit, finite, deficient)
+    return Split((*cores, rest.reshape(last, x.shape[-1], 1)), unit, energy, finite, deficient)
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "cols", "ranks", "accuracy"))
@@ -149,7 +150,16 @@ def _solve(w, key, *, rows: Digits, cols: Digits, ranks: tuple[int, ...], accura
 
 
 def residual(x: Float[Array, "*d"], found: Split) -> Array:
-    """|unit X - X'|^2 from the difference, some columns of the first unfolding at a time."""
+    """|unit X - X'|^2: X' is an orthogonal projection of X, whose squares are the last core's.
+
+    Where too few digits are left of their difference, from the difference of the tensors.
+    """
+    cheap = found.energy - squares(found.cores[-1])
+    return lax.cond(cheap > CANCELS * found.energy, lambda: cheap, lambda: _missed(x, found))
+
+
+def _missed(x: Float[Array, "*d"], found: Split) -> Array:
+    """|unit X - X'|^2, some columns of the first unfolding at a time."""
     first, *others = found.cores
     a, left = x.reshape(x.shape[0], -1), first.reshape(x.shape[0], -1)
     right = join((*others, jnp.ones((1, 1, 1)))).reshape(left.shape[1], -1)

@@ -53,11 +53,12 @@ def _solve(w, key, *, digits: Digits, ranks: tuple[int, ...]):
     x = jnp.pad(working(w), ((0, 0),) * (w.ndim - 1) + ((0, missing),))
 
     def row(x: Array):
-        cores, unit, finite, deficient = split(x.reshape(digits), ranks, key, Accuracy.DEFAULT)
+        found = split(x.reshape(digits), ranks, key, Accuracy.DEFAULT)
+        cores, unit, finite = found.cores, found.unit, found.finite
         missed = jnp.sum((x * unit - join(cores).ravel())[: w.shape[-1]] ** 2)
         *others, last = (jnp.where(finite, core, 0) for core in cores)
         unit = jnp.where(finite, 1 / unit, 0)
-        return (*others, last * unit), jnp.sqrt(missed) * unit, status(finite, deficient)
+        return (*others, last * unit), jnp.sqrt(missed) * unit, status(finite, found.deficient)
 
     cores, missed, codes = over_stack(row, [x], core=1)
     # A zero row (padding tokens) is exact at any rank: only rows that are not finite are bad news.

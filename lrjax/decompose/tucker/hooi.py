@@ -16,7 +16,7 @@ from lrjax.formats.tucker import Tucker as TuckerWeight
 from lrjax.linalg import Info, Status, whiten
 from lrjax.linalg.driver import iterate
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import missed, mode_product, squares, sweep, unit_of
+from lrjax.linalg.tensor import CANCELS, missed, mode_product, squares, sweep, unit_of
 
 Ranks = tuple[int | None, ...]
 
@@ -29,10 +29,6 @@ TOL = 1e-4
 LARGE = 1 << 20
 """Entries above which the first sweep starts from random vectors. 256^3 to ranks 32: 105 ms for
 the HOSVD, 1.7e-2 above the optimum; 69 ms for two sweeps from random vectors, 9e-4."""
-
-CANCELS = 1e-3
-"""Squared relative error below which |X|^2 - |core|^2 has no digits left in float32, and the error
-is taken from the difference."""
 
 
 def tucker(
