@@ -3,7 +3,10 @@
 One basis for all key and value heads of a layer, from what calibration saw of their inputs, and a
 core for each head (`lrjax.decompose.attention`); `lrjax.zoo.latent` runs it. In the decoupled form
 a few rotated pairs that all heads share stay beside the latent, and the rest is not rotated any
-more (arXiv:2405.04434, arXiv:2502.14837, arXiv:2502.07864).
+more (arXiv:2405.04434, arXiv:2502.14837, arXiv:2502.07864): the cheapest to read, and, at a small
+cache, in need of training afterwards. ``benchmarks/latent_cache.py``, a small trained Llama at a
+quarter of its cache: rebuilt keys cost 0.005 bits a byte (plain SVD: 0.107), the decoupled form
+0.096, heads merged to one 1.30, averaged 2.79.
 """
 
 import dataclasses
