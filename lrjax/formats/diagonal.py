@@ -23,10 +23,10 @@ class Diagonal(Factored):
     - `rows` and `cols` regroup p b and q b into dense dimensions; None, both, does not.
     - `order` permutes rows + cols into the trailing dimensions of W, as in `LowRank`.
 
-    A part beside others: see `Sum`. Of GRUs trained from scratch (64 units, 2000 steps, three seeds)
-    a diagonal in the place of one rank is what copying over 40 steps needs: it ends at a loss of
-    1.16 at rank 2 and .85 at rank 8, where ranks 3 and 9 alone stay at chance (2.03 and 2.08 of
-    log 8). The adding problem over 100 steps is solved either way.
+    A part beside others: see `Sum`. Of GRUs trained from scratch (64 units, 2000 steps, three
+    seeds) a diagonal in the place of one rank is what copying over 40 steps needs: it ends at a
+    loss of 1.16 at rank 2 and .85 at rank 8, where ranks 3 and 9 alone stay at chance (2.03 and
+    2.08 of log 8). The adding problem over 100 steps is solved either way.
     """
 
     values: Float[Array, "*B p q b"] | Any
