@@ -175,7 +175,7 @@ class Layer(nn.Module):
     """One recurrent layer over all of the text; the inputs' product is taken out of the loop.
 
     It starts from a ``state`` and returns the last one, both None where it starts from zeros. On a
-    CPU taking the product out pays at batch one; at sixteen what is stored costs what it saves.
+    CPU taking the product out pays at batch one; at sixteen what is stored costs as much or more.
     """
 
     cell: Cell
