@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
@@ -11,9 +12,14 @@ from lrjax import zoo
 from lrjax.errors import BudgetError, CheckpointError, RankError, StatsError
 from lrjax.restructure import Units, restructure
 from lrjax.zoo.load import model_of
-from tests.restructure.cases import case, count
+from tests.restructure.cases import case, count, statistics
 
-MODELS = ("llama", "gpt2", "bert", "vit")
+MODELS = (
+    "llama",
+    "bert",
+    pytest.param("gpt2", marks=pytest.mark.slow),
+    pytest.param("vit", marks=pytest.mark.slow),
+)
 
 
 def replaced(own, **leaves):
@@ -79,22 +85,30 @@ def test_units_that_others_explain_leave_without_a_trace():
             half = leaves[f"{path}/{kind}"][..., :24]
             leaves[f"{path}/{kind}"] = np.concatenate([half, half], axis=-1)
     double = replaced(own, **leaves)
-    apply = lambda p, batch: own.model.apply({"params": p}, batch)
-    stats = lr.calibrate(apply, double.params, [own.unseen], gradients=False)
+    stats = statistics(own.model, double.params, own.unseen, "**/down/kernel")
     model, params = restructure(own.model, double.params, {"**": Units(size=24)}, stats)
     assert np.abs(double.outputs(model, params) - double.outputs()).max() < 1e-4
 
 
 def test_it_beats_magnitude_and_chance_on_held_out_inputs():
     own, rng = case("llama"), np.random.default_rng(0)
+    leaves = dict(own.leaves)
+    for i in range(2):  # as in trained models, units have much in common
+        for kind in ("gate", "up"):
+            kernel = np.array(leaves[f"layer_{i}/mlp/{kind}/kernel"])
+            kernel[:, 24:] = kernel[:, :24] + 0.3 * kernel[:, 24:]
+            leaves[f"layer_{i}/mlp/{kind}/kernel"] = kernel
+    own = replaced(own, **leaves)
+    seen = jnp.asarray(rng.integers(1, 61, (32, 20)))
+    stats = statistics(own.model, own.params, seen, "**/down/kernel")
     by_norm = lambda gate, up, down: np.argsort(
         np.linalg.norm(gate, axis=0) * np.linalg.norm(up, axis=0) * np.linalg.norm(down, axis=1)
     )
-    cut = restructure(own.model, own.params, {"**": Units(size=24)}, own.stats)
+    cut = restructure(own.model, own.params, {"**": Units(size=24)}, stats)
     largest = picked(own, lambda *kernels: by_norm(*kernels)[24:])
     drawn = picked(own, lambda *kernels: rng.permutation(48)[:24])
     assert count(cut[1]) == count(largest[1]) == count(drawn[1])
-    assert own.loss(*cut) < 0.8 * own.loss(*largest) < own.loss(*drawn)
+    assert own.loss(*cut) < 0.8 * min(own.loss(*largest), own.loss(*drawn))
 
 
 def test_a_share_is_spent_where_it_is_needed(tmp_path):
