@@ -18,7 +18,9 @@ from jax import lax
 from jaxtyping import Array
 
 from lrjax.formats.choice import Choice, gather, scatter
+from lrjax.formats.rows import row_by_row, row_label
 from lrjax.formats.selection import Selection, as_array
+from lrjax.formats.step import step_of
 
 Label = Hashable
 Labelled = tuple[Any, tuple[int, ...]]
@@ -69,6 +71,7 @@ def contract(
     arrays = [_diagonal(_array(x), tuple(ids[k] for k in ls)) for x, ls in operands]
     target = tuple(ids[k] for k in out)
     sizes = {i: n for x, ls in arrays for i, n in zip(ls, x.shape, strict=True)}
+    arrays = _without_units(arrays, set(target))
     path = plan(
         tuple(ls for _, ls in arrays),
         tuple(sizes[i] for i in range(len(ids))),
@@ -78,6 +81,24 @@ def contract(
         selections([x for x, _ in arrays]),
     )
     dtype = promoted(x.dtype for x, _ in arrays)
+    run = functools.partial(_run, path=path, dtype=dtype, precision=precision, out_dtype=out_dtype)
+    row = row_label(arrays, path.steps, target) if order is Order.STREAM else None
+    if row is None:
+        return run(arrays, target)
+    return row_by_row(run, arrays, path.steps, target, row)
+
+
+def _run(
+    arrays: Sequence[Labelled],
+    target: tuple[int, ...],
+    *,
+    path: Path,
+    dtype: Any,
+    precision: Any,
+    out_dtype: Any,
+) -> Array:
+    """All steps of a path, and the axes in the order of `target`."""
+    sizes = {i: n for x, ls in arrays for i, n in zip(ls, x.shape, strict=True)}
     alive: list[Labelled | None] = list(arrays)
     for k, (i, j) in enumerate(path.steps):
         a, b = alive[i], alive[j]
@@ -242,15 +263,15 @@ def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype)
         x, y = as_array(x, dtype), as_array(y, dtype)
     x, la = _presum(cast(x, dtype), la, keep | set(lb))
     y, lb = _presum(cast(y, dtype), lb, keep | set(la))
-    both = [k for k in la if k in lb]
-    summed = [k for k in both if k not in keep]
-    if not summed:  # a scaling or an outer product keeps the layout of the activation
+    step = step_of(la, lb, keep)
+    if not step.summed:  # a scaling or an outer product keeps the layout of the activation
         ls = la + tuple(k for k in lb if k not in la)
         z = _aligned(x, la, ls) * _aligned(y, lb, ls)
         return (z if out_dtype is None else cast(z, out_dtype)), ls
-    batch = [k for k in both if k in keep]
-    ls = (*batch, *(k for k in la if k not in both), *(k for k in lb if k not in both))
+    if step.swapped:
+        x, y, la, lb = y, x, lb, la
     axes = lambda of, which: tuple(of.index(k) for k in which)
+    summed, batch, ls = step.summed, step.batch, step.out
     dims = ((axes(la, summed), axes(lb, summed)), (axes(la, batch), axes(lb, batch)))
     z = lax.dot_general(
         x,
@@ -304,6 +325,19 @@ def _presum(x: Array, ls: tuple[int, ...], keep: set[int]):
         return x, ls
     ones = all(x.shape[d] == 1 for d in dead)  # nothing to sum: keep the dtype of each step
     return x.squeeze(dead) if ones else x.sum(dead), tuple(k for k in ls if k in keep)
+
+
+def _without_units(arrays: Sequence[Labelled], keep: set[int]) -> list[Labelled]:
+    """The arrays without axes of size one that nothing asks for: they hide that others are next."""
+    still = {k for x, ls in arrays if isinstance(x, Selection | Choice) for k in ls} | keep
+
+    def squeezed(x: Any, ls: tuple[int, ...]) -> Labelled:
+        gone = [d for d, k in enumerate(ls) if x.shape[d] == 1 and k not in still]
+        if not gone:
+            return x, ls
+        return x.squeeze(gone), tuple(k for d, k in enumerate(ls) if d not in gone)
+
+    return [squeezed(x, ls) for x, ls in arrays]
 
 
 def _aligned(x: Array, ls: tuple[int, ...], out: tuple[int, ...]) -> Array:

@@ -3,9 +3,11 @@
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 
+from lrjax.formats import rows
 from lrjax.formats.contract import Order, contract, plan
 from tests.cases import generator, normal
 from tests.laws import close
@@ -97,3 +99,25 @@ def test_the_order_of_the_result_is_free():
     x, w = np.asarray(normal(generator(), 2, 3)), np.asarray(normal(generator(1), 3, 4, 5))
     for out in itertools.permutations("ikl"):
         close(contract([(x, "ij"), (w, "jkl")], out), np.einsum(f"ij,jkl->{''.join(out)}", x, w))
+
+
+def test_wide_intermediates_are_met_row_by_row(monkeypatch):
+    """Terms of a sum: the same values and gradients as at once, and the batch keeps its place."""
+    shapes = {"x": (9, 3, 4), "a": (5, 3, 2), "b": (5, 4, 6), "one": (1, 9, 12)}
+    rng = generator()
+    x, a, b, wide = (normal(rng, *shapes[name]) for name in shapes)
+    at_once = lambda x, a, b: np.einsum("bik,sij,skl->bjl", x, a, b)
+    run = lambda x, a, b: contract([(x, "bik"), (a, "sij"), (b, "skl")], "bjl")
+    assert "scan" not in str(jax.make_jaxpr(run)(x, a, b))
+    whole = jax.grad(lambda *args: (run(*args) ** 2).sum(), (0, 1, 2))(x, a, b)
+    monkeypatch.setattr(rows, "LEAST_WORK", 16)
+    again = lambda *args: run(*args)  # traced anew
+    assert "scan" in str(jax.make_jaxpr(again)(x, a, b))
+    close(run(x, a, b), at_once(x, a, b))
+    turned = contract([(x, "bik"), (a, "sij"), (b, "skl")], "jbl")
+    close(turned, at_once(x, a, b).swapaxes(0, 1))
+    parts = jax.grad(lambda *args: (again(*args) ** 2).sum(), (0, 1, 2))(x, a, b)
+    for p, q in zip(parts, whole, strict=True):
+        close(p, q)
+    led = [(wide.reshape(1, 9, 3, 4), "tbik"), (a, "sij"), (b, "skl")]
+    close(contract(led, "tbjl"), at_once(wide.reshape(9, 3, 4), a, b)[None])
