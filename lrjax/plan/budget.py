@@ -72,3 +72,10 @@ class Budget:
     def __str__(self) -> str:
         ((name, value),) = self.to_json().items()
         return f"{name} {value:g}" if name == "keep" else f"{name} {int(value):,}"
+
+
+def of_cache(limit: object) -> BudgetError:
+    """The error where weights are to meet a budget of the cache's bytes."""
+    got, expected = f"a budget of {limit}", "one that factored weights can meet"
+    todo = "A cache shrinks by the structure of attention: lrjax.restructure and LatentKV."
+    return BudgetError(message(got=got, expected=expected, todo=todo))

@@ -10,7 +10,7 @@ from lrjax.decompose import Options, Spec
 from lrjax.errors import RankError, ShapeError
 from lrjax.metrics import Kind
 from lrjax.plan.allocation import Demand
-from lrjax.plan.budget import Currency
+from lrjax.plan.budget import Currency, of_cache
 from lrjax.plan.matching import Target
 
 
@@ -48,6 +48,8 @@ class Choices:
                 return self.params * self.target.leaf.dtype.itemsize
             case Currency.FLOPS:
                 return self.flops
+            case Currency.KV_BYTES:
+                raise of_cache(currency.value)
 
     @property
     def is_fixed(self) -> bool:

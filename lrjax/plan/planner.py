@@ -15,7 +15,7 @@ from lrjax.metrics import Kind, Need, WeightStats, default_kind
 from lrjax.plan.allocation import Allocation, Global, Uniform
 from lrjax.plan.batching import grouped
 from lrjax.plan.binding import Bound, bind, weighed
-from lrjax.plan.budget import Budget, Currency
+from lrjax.plan.budget import Budget, Currency, of_cache
 from lrjax.plan.knapsack import least_cost
 from lrjax.plan.matching import Rule, Target, targets
 from lrjax.plan.options import Choices, choices, dense_flops
@@ -165,7 +165,7 @@ def _groups(
     """Glob, limit and targets of each group."""
     for limit in budget.values() if isinstance(budget, Mapping) else (budget,):
         if limit is not None and limit.currency is Currency.KV_BYTES:
-            raise _of_cache(limit)
+            raise of_cache(limit)
     if budget is None or isinstance(budget, Budget):
         return [("**", budget, matched)]
     owner = trees.assign({glob: glob for glob in budget}, trees.paths(params))
@@ -228,7 +228,7 @@ def _money(
         case Currency.FLOPS:
             return int(limit.flops or 0)
         case Currency.KV_BYTES:
-            raise _of_cache(limit)
+            raise of_cache(limit)
         case Currency.BYTES:
             leaves, _ = trees.flatten(params)
             alias = trees.shared(params) | {t.path: t.shared for t in matched if t.shared}
@@ -243,12 +243,6 @@ def _money(
                 and not planned & {p for p, first in trees.shared(params).items() if first == path}
             )
             return int(limit.bytes or 0) - rest
-
-
-def _of_cache(limit: Budget) -> BudgetError:
-    got, expected = f"a budget of {limit}", "one that factored weights can meet"
-    todo = "A cache shrinks by the structure of attention: lrjax.restructure and LatentKV."
-    return BudgetError(message(got=got, expected=expected, todo=todo))
 
 
 def _unreachable(glob: str, limit: Budget, money: int, least: int, dense: int) -> BudgetError:
