@@ -117,10 +117,6 @@ class LlamaConfig(LatentSizes):
         """How many tokens back a layer sees; None is all of them."""
         return None
 
-    def sparse(self, layer: int) -> bool:
-        """Whether a layer is a mixture of experts."""
-        return False
-
 
 @dataclass(frozen=True, kw_only=True)
 class MistralConfig(LlamaConfig):

@@ -64,6 +64,10 @@ class LayerSizes(Config):
             if sizes is not None and (len(sizes) != self.depth or min(sizes) < 1):
                 refuse(key, sizes, f"{self.depth} sizes of at least 1, one for each layer")
 
+    def sparse(self, layer: int) -> bool:
+        """Whether a layer is a mixture of experts, which has no MLP of its own."""
+        return False
+
     def mlp_size(self, layer: int) -> int:
         """The hidden units of a layer's MLP."""
         return self.mlp_width if self.mlp_sizes is None else self.mlp_sizes[layer]
@@ -84,9 +88,10 @@ class LayerSizes(Config):
     def with_mlp_sizes(self: S, sizes: Mapping[int, int]) -> S:
         """The config with other MLPs; where all are equal, in the published words."""
         every = tuple(sizes.get(i, self.mlp_size(i)) for i in range(self.depth))
-        if len(set(every)) > 1:
+        if len({size for i, size in enumerate(every) if not self.sparse(i)}) > 1:
             return dataclasses.replace(self, mlp_sizes=every)
-        own = {} if every[0] == self.mlp_width else {self.width: every[0]}
+        size = next(size for i, size in enumerate(every) if not self.sparse(i))
+        own = {} if size == self.mlp_width else {self.width: size}
         return dataclasses.replace(self, **{"mlp_sizes": None, **own})
 
     def with_key_sizes(self: S, sizes: Mapping[int, int], **fields: Any) -> S:
