@@ -1,5 +1,8 @@
 """BLAST: alternating least squares with closed-form, batched normal equations."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -56,6 +59,11 @@ def blast(
     """
     check_grid(w.shape, grid, "BLAST")
     check_rank(rank, (w.shape[-2], w.shape[-1]))
+    return _solve(w, metric, sweeps, tol, rank=rank, grid=grid)
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "grid"))
+def _solve(w: Array, metric: Metric | None, sweeps: Array, tol: Array, *, rank: int, grid: Grid):
     p, q = grid
 
     def single(w: Array, rows: Array | None, cols: Array | None):

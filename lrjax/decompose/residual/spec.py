@@ -247,8 +247,7 @@ def solve_sparse(
     """
     matrix, metric = w.shape[-2:], metric or Metric()
     size = spec.given(matrix)
-    fit, dense = spec.fit(matrix, size)
-    low, (part, unit), info = alternate(w, size[0], fit, dense, metric=metric, sweeps=spec.sweeps)
+    low, (part, unit), info = _by_turns(w, metric, spec=spec, size=tuple(size))
     values = _scaled(part.values, unit)
     return together(low, Sparse(values, part.index, spec.grouping(matrix[0])), w, metric, info)
 
@@ -272,9 +271,15 @@ def solve_diagonal(
     """
     matrix, metric = w.shape[-2:], metric or Metric()
     (size,) = spec.sizes(matrix) if spec.rank is not None else (spec.given(matrix),)
-    fit, dense = spec.fit(matrix, size)
-    low, (part, unit), info = alternate(w, size[0], fit, dense, metric=metric, sweeps=spec.sweeps)
+    low, (part, unit), info = _by_turns(w, metric, spec=spec, size=tuple(size))
     return together(low, Diagonal(_scaled(part, unit)), w, metric, info)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "size"))
+def _by_turns(w: Array, metric: Metric, *, spec: Any, size: tuple[int, ...]) -> Any:
+    """`alternate`, compiled once a shape and spec."""
+    fit, dense = spec.fit(w.shape[-2:], size)
+    return alternate(w, size[0], fit, dense, metric=metric, sweeps=spec.sweeps)
 
 
 def _scaled(values: Float[Array, "*S a b c"], unit: Float[Array, "*S"]) -> Array:
