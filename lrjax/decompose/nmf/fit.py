@@ -15,6 +15,7 @@ from lrjax.formats.low_rank import LowRank
 from lrjax.linalg.driver import iterate
 from lrjax.linalg.info import Info, Status
 from lrjax.linalg.stack import dot, over_stack, working
+from lrjax.linalg.tensor import CANCELS, squares, unit_of
 from lrjax.linalg.truncated import check_rank, matrix_shape
 from lrjax.linalg.whitening import solve_ridge
 
@@ -110,32 +111,31 @@ def nmf(
 @functools.partial(jax.jit, static_argnums=(6, 7))
 def _solve(w, weights, l1, key, iterations, tol, rank, semi):
     def single(w: Array, weights: Array | None) -> tuple[LowRank, NMFInfo]:
-        peak = jnp.max(jnp.abs(w))
-        finite = jnp.isfinite(peak)
-        x = jnp.where(finite, w / jnp.where(finite & (peak > 0), peak, 1), 0)
-        mean = jnp.sqrt(jnp.mean(x**2))
-        unit = jnp.where(mean > 0, mean, 1)
-        x = x / unit
-        f = None if weights is None else weights / jnp.maximum(jnp.max(weights), 1e-30)
+        to_one, energy, finite = unit_of(w)
+        mean = jnp.sqrt(energy / w.size)
+        unit = jnp.where(finite & (mean > 0), mean, 1) / to_one
+        x = jnp.where(finite, w * (1 / unit), 0)
+        top = jnp.ones(()) if weights is None else jnp.maximum(jnp.max(weights), 1e-30)
+        f = None if weights is None else weights / top
         problem = _Problem(x, f, jnp.asarray(l1, x.dtype), semi)
         pair = problem.start(rank, key)
         begun = problem.kkt(pair.left, pair.right)
         steps = -(-iterations // ITERATIONS_PER_CHECK)
-        pair, progress = iterate(problem.step, pair, pair.best, steps=steps, tol=tol, patience=3)
+        step = lambda pair, i: problem.step(pair, iterations - i * ITERATIONS_PER_CHECK)
+        pair, progress = iterate(step, pair, pair.best, steps=steps, tol=tol, patience=3)
         left, right = pair.left, pair.right
-        missed = x - dot(left.T, right)
-        missed = missed if f is None else missed * jnp.sqrt(weights)  # pyright: ignore
-        size = jnp.where(finite, unit * peak, jnp.nan)
+        missed = jnp.sqrt(problem.missed(left, right) * top)
+        size = jnp.where(finite, unit, jnp.nan)
         ended = jnp.where(progress.converged, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
         info = NMFInfo(
-            residual=jnp.linalg.norm(missed.ravel()) * size,
-            iterations=progress.steps * ITERATIONS_PER_CHECK,
+            residual=missed * size,
+            iterations=jnp.minimum(progress.steps * ITERATIONS_PER_CHECK, iterations),
             status=jnp.where(finite, ended, int(Status.NON_FINITE)).astype(jnp.int32),
             kkt=problem.kkt(left, right),
             kkt_start=begun,
             sparsity=_sparsity((right,) if semi else (left, right)),
         )
-        root = jnp.sqrt(jnp.where(finite, unit * peak, 0))
+        root = jnp.sqrt(jnp.where(finite, unit, 0))
         return LowRank(left.T * root, right * root), info
 
     return over_stack(single, [w, weights], core=2)
@@ -175,9 +175,24 @@ class _Problem(NamedTuple):
 
     def objective(self, left: Array, right: Array) -> Array:
         """The objective, from the true residual."""
-        missed = (self.x - dot(left.T, right)) ** 2
-        missed = missed if self.weights is None else missed * self.weights
-        return jnp.sum(missed) / 2 + self.penalty(left, right)
+        return self.missed(left, right) / 2 + self.penalty(left, right)
+
+    def missed(self, left: Array, right: Array) -> Array:
+        """The squared residual; while digits are left, from products that the gradient needs too.
+
+        |X - L'R|^2 = |X|^2 - 2 <L, R X'> + <L L', R R'>.
+        """
+
+        def direct() -> Array:
+            missed = (self.x - dot(left.T, right)) ** 2
+            return jnp.sum(missed if self.weights is None else missed * self.weights)
+
+        if self.weights is not None or self.small:
+            return direct()
+        energy = squares(self.x)
+        cross = jnp.sum(left * dot(right, self.x.T))
+        cheap = energy - 2 * cross + jnp.sum(dot(left, left.T) * dot(right, right.T))
+        return jax.lax.cond(cheap > CANCELS * energy, lambda: cheap, direct)
 
     def penalty(self, left: Array, right: Array) -> Array:
         """l1 times the sum of the non-negative factors."""
@@ -208,10 +223,14 @@ class _Problem(NamedTuple):
         ]
         return jnp.hypot(*parts) / jnp.where(size > 0, size, 1)
 
-    def step(self, pair: _Pair, _: Any) -> tuple[_Pair, Array]:
-        """A few iterations; if they end higher, the next ones restart from here more carefully."""
+    def step(self, pair: _Pair, left: Array) -> tuple[_Pair, Array]:
+        """A few iterations, at most those left.
+
+        If they end higher, the next ones restart from here more carefully.
+        """
         one = lambda _, p: self._iteration(p)
-        new = jax.lax.fori_loop(0, ITERATIONS_PER_CHECK, one, pair)
+        count = jnp.minimum(left, ITERATIONS_PER_CHECK)
+        new = jax.lax.fori_loop(0, count, one, pair)
         new, value = self.search(pair, new) if self.small else (new, self.objective(*new[:2]))
         rose = ~(value <= pair.best)
         restart = pair._replace(left_ahead=pair.left, right_ahead=pair.right, beta=pair.beta * 0.5)
