@@ -9,6 +9,7 @@ print(lr.report(params, factored, stats))
 ```
 """
 
+from lrjax import export as export
 from lrjax import formats as formats
 from lrjax import io as io
 from lrjax import linalg as linalg
@@ -42,12 +43,14 @@ from lrjax.decompose import TensorTrain as TensorTrain
 from lrjax.decompose import TokenTrain as TokenTrain
 from lrjax.decompose import Tucker as Tucker
 from lrjax.decompose import WeightedLowRank as WeightedLowRank
+from lrjax.decompose import grow as grow
 from lrjax.decompose import solve as solve
 from lrjax.errors import LrjaxError as LrjaxError
 from lrjax.formats import Factored as Factored
 from lrjax.formats import LowRank as LowRank
 from lrjax.formats import Sum as Sum
 from lrjax.formats import is_factored as is_factored
+from lrjax.generate import Generated as Generated
 from lrjax.generate import Greedy as Greedy
 from lrjax.generate import Sample as Sample
 from lrjax.generate import generate as generate

@@ -15,7 +15,7 @@ import numpy as np
 
 from lrjax.calibrate import Stats, calibrate
 from lrjax.compress import compress
-from lrjax.decompose import SVD
+from lrjax.decompose import SVD, Banded
 from lrjax.demo import corpus, weights
 from lrjax.demo.corpus import Pair
 from lrjax.demo.encode import Batch, Tokenizer, batches
@@ -30,7 +30,8 @@ from lrjax.plan import Budget, Uniform, plan
 from lrjax.zoo import load, sentence_embedder
 
 BLOCKS, WORDS = "encoder/**/kernel", "embeddings/word/embedding"
-RULES = {BLOCKS: SVD(), WORDS: SVD()}
+RULES = {BLOCKS: SVD(), WORDS: Banded()}
+PLAIN = {BLOCKS: SVD(), WORDS: SVD()}
 CALIBRATION_PAIRS, EVALUATION_PAIRS = 384, 500
 
 
@@ -75,7 +76,7 @@ def run(
         chosen = plan(params, RULES, budget=budget, stats=stats)
         small = jax.block_until_ready(compress(params, chosen, stats))
     with watch("plain SVD at the same size", None):
-        flat = plan(params, RULES, budget=budget, metric=Frobenius(), allocation=Uniform())
+        flat = plan(params, PLAIN, budget=budget, metric=Frobenius(), allocation=Uniform())
         plain = jax.block_until_ready(compress(params, flat))
     with watch("save and reload", None):
         about = {

@@ -22,11 +22,12 @@ def draw(path: Path, params: Any, stats: Stats, plan: Plan, rows: tuple[Row, ...
         for e in plan.entries
     ]
     ranks: dict[str, Any] = {e.path: getattr(e.spec, "rank", None) for e in plan.entries}
-    labels = {path: rank or "dense" for path, rank in ranks.items()}
+    labels = {path: _written(rank) for path, rank in ranks.items()}
+    dots = {path: rank for path, rank in ranks.items() if isinstance(rank, int)}
     figure = Figure(figsize=(11.6, 8.4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1), hspace=0.06)
     top, bottom = halves
-    viz.spectra(spectra(bounds), ranks, figure=top)
+    viz.spectra(spectra(bounds), dots, figure=top)
     top.suptitle(
         "Singular values of each weight, as its calibration inputs and output gradients "
         "weigh them; dots mark the ranks chosen",
@@ -53,3 +54,10 @@ def draw(path: Path, params: Any, stats: Stats, plan: Plan, rows: tuple[Row, ...
         figure=cells[1],
     )
     figure.savefig(path, dpi=130)
+
+
+def _written(rank: int | tuple[int, ...] | None) -> str:
+    """One rank, or those of all bands."""
+    if isinstance(rank, tuple):
+        return "\n".join(map(str, rank))
+    return "dense" if rank is None else str(rank)

@@ -20,7 +20,7 @@ class Tokenizer:
         try:
             import tokenizers
         except ImportError as reason:
-            todo = "Install lrjax[demo], which has it, or give token ids."
+            todo = "Install lrjax[generate], which has it, or give token ids."
             raise _no_tokenizer(path, "no package tokenizers", todo) from reason
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
