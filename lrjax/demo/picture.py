@@ -57,7 +57,8 @@ def draw(path: Path, params: Any, stats: Stats, plan: Plan, rows: tuple[Row, ...
 
 
 def _written(rank: int | tuple[int, ...] | None) -> str:
-    """One rank, or those of all bands."""
+    """One rank, or those of all bands, two a line."""
     if isinstance(rank, tuple):
-        return "\n".join(map(str, rank))
+        pairs = (rank[k : k + 2] for k in range(0, len(rank), 2))
+        return "\n".join(" ".join(map(str, pair)) for pair in pairs)
     return "dense" if rank is None else str(rank)
