@@ -83,7 +83,7 @@ def loss(logits, batch):
 
 
 # %%
-steps, size = 200, 64
+steps, size = 150, 64
 which = rng.integers(len(train["ids"]), size=(steps, size))
 optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 2e-3))
 

@@ -76,7 +76,7 @@ models = {
 
 
 # %%
-def fit(apply, params, steps=250, size=64):
+def fit(apply, params, steps=150, size=64):
     optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 3e-3))
     which = np.random.default_rng(1).choice(train, (steps, size))
 

@@ -60,7 +60,7 @@ def apply(params, ids):
 
 
 # %%
-steps, size = 200, 24
+steps, size = 150, 16
 optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 8e-3))
 
 

@@ -40,7 +40,7 @@ train, calibration, test = (pieces(modules[a:b]) for a, b in ((0, 80), (80, 110)
 calibration = [
     jnp.asarray(b, jnp.int32) for b in rng.permutation(calibration)[:256].reshape(4, 64, -1)
 ]
-test = [jnp.asarray(b, jnp.int32) for b in rng.permutation(test)[:512].reshape(2, 256, -1)]
+test = [jnp.asarray(b, jnp.int32) for b in rng.permutation(test)[:256].reshape(1, 256, -1)]
 
 
 def bits(logits, ids):
@@ -84,8 +84,8 @@ models = {
 
 
 # %%
-def fit(apply, params, steps=200, size=24):
-    optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 6e-3))
+def fit(apply, params, steps=150, size=16):
+    optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, 8e-3))
 
     def step(carry, ids):
         params, state = carry
