@@ -52,8 +52,9 @@ def tucker(
 
     The start of small tensors, and what `sweeps=0` returns, is the sequentially truncated HOSVD,
     modes in descending compression, within sqrt(N) of the optimum (Vannieuwenhoven, Vandebril and
-    Meerbergen, 2012). Two sweeps and more of large tensors start from random vectors instead: an
-    HOSVD takes longer than two sweeps.
+    Meerbergen, 2012). The first sweep of large tensors starts from random vectors instead: an
+    HOSVD takes longer than two sweeps. So one sweep alone is quick and rough there, and may be
+    worse than none; two are better than the HOSVD.
 
     Args:
       x: tensors [*S, n_1, ..., n_N], one mode a rank; leading axes S are a stack.
@@ -82,8 +83,8 @@ def tucker(
         raise ShapeError(message(got=got, expected=want, todo="Start from the ranks asked for."))
     start = (None,) * len(ranks) if init is None else init.factors
     key = jax.random.key(0) if key is None else key
-    few = isinstance(sweeps, int) and sweeps < 2
-    rough = init is None and math.prod(shape) > LARGE and not few
+    none = isinstance(sweeps, int) and sweeps == 0
+    rough = init is None and math.prod(shape) > LARGE and not none
     core, factors, info = _solve(x, grams, start, key, tol, sweeps, ranks=ranks, rough=rough)
     return TuckerWeight(core, factors), info
 

@@ -36,7 +36,7 @@ class Tucker(Spec):
         modes: sizes into which rows, then columns, are cut; by default the weight's own dimensions
             (`fitted`), or the matrix as it is.
         smallest: modes of fewer entries (the window of a convolution) are not compressed.
-        sweeps: most sweeps; 0 is ST-HOSVD.
+        sweeps: most sweeps of HOOI; 0 is ST-HOSVD.
         tol: relative decrease of the squared error that ends them.
         tile: ranks left to the plan are multiples of it, or the whole mode.
     """
