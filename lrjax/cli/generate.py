@@ -56,10 +56,10 @@ def generate(
     from lrjax.generate import Greedy, Pieces, Sample, Tokenizer, generate, pad
 
     _check(path, prompt, ids, temperature, top_k, top_p)
+    model, params = zoo.load(path)
     tokenizer = Tokenizer(path) if prompt else _tokenizer(path)
     prompts = [tokenizer.encode(text) for text in prompt or ()] if tokenizer else []
     prompts += [_ids(text) for text in ids or ()]
-    model, params = zoo.load(path)
     stops = _stops(path, model, stop, tokenizer)
     pieces = [Pieces(tokenizer, given) for given in prompts] if tokenizer else []
     streams = len(pieces) == 1 and not as_json
