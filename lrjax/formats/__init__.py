@@ -10,6 +10,7 @@ from lrjax.formats.factored import Factored as Factored
 from lrjax.formats.factored import is_factored as is_factored
 from lrjax.formats.factored import register as register
 from lrjax.formats.hodlr import HODLR as HODLR
+from lrjax.formats.hss import HSS as HSS
 from lrjax.formats.kronecker import Kronecker as Kronecker
 from lrjax.formats.layout import Layout as Layout
 from lrjax.formats.layout import default_layout as default_layout
@@ -25,6 +26,7 @@ from lrjax.formats.permuted import Permuted as Permuted
 from lrjax.formats.selection import Selection as Selection
 from lrjax.formats.shared_basis import SharedBasis as SharedBasis
 from lrjax.formats.sparse import Sparse as Sparse
+from lrjax.formats.tensor_ring import TensorRing as TensorRing
 from lrjax.formats.tensor_train import TensorTrain as TensorTrain
 from lrjax.formats.token_train import TokenTrain as TokenTrain
 from lrjax.formats.tucker import Tucker as Tucker

@@ -7,6 +7,7 @@ import string
 import jax.numpy as jnp
 import numpy as np
 
+from lrjax.formats.tensor_ring import TensorRing
 from lrjax.formats.tensor_train import TensorTrain
 from lrjax.formats.token_train import TokenTrain
 from lrjax.formats.tucker import Tucker
@@ -57,7 +58,29 @@ def train_dense(w, xp):
         full = xp.einsum("...xyr,...rmns->...xmyns", full, core)
         *stack, x, m, y, n, s = full.shape
         full = full.reshape(*stack, x * m, y * n, s)
-    full = full[..., 0]
+    return chain_dims(full[..., 0], w)
+
+
+def ring(rng, *stack, digits=((4, 6), (5, 8)), ranks=(2, 3), **layout):
+    """The last bond closes on the first."""
+    bonds = (*ranks, ranks[0])
+    shapes = zip(bonds[:-1], digits[0], digits[1], bonds[1:], strict=True)
+    return TensorRing(tuple(normal(rng, *stack, *shape) for shape in shapes), **layout)
+
+
+def ring_dense(w, xp):
+    """A train for every value of the bond that closes the ring, added up."""
+    first, *others = w.cores
+    total = 0
+    for a in range(first.shape[-4]):
+        ends = [first[..., a : a + 1, :, :, :], *others]
+        ends[-1] = ends[-1][..., a : a + 1]
+        total = total + train_dense(TensorTrain(tuple(ends), w.rows, w.cols, w.order), xp)
+    return total
+
+
+def chain_dims(full, w):
+    """Digits' rows and columns without padding, under the dense dimensions."""
     if w.rows is not None and len(w.rows) == 1:
         full = full[..., : w.rows[0], :]
     if w.cols is not None and len(w.cols) == 1:
@@ -66,17 +89,6 @@ def train_dense(w, xp):
         return full
     rows, cols = w.rows or full.shape[-2:-1], w.cols or full.shape[-1:]
     return permuted(full.reshape(*full.shape[:-2], *rows, *cols), w.order)
-
-
-def ring_dense(w, xp):
-    """Trace over the bond that closes a ring of two cores."""
-    full = xp.einsum("...aijb,...bkla->...ikjl", *w.cores)
-    *stack, i, k, j, l = full.shape
-    return full.reshape(*stack, i * k, j * l)
-
-
-def ring(rng, *stack):
-    return TensorTrain((normal(rng, *stack, 2, 4, 5, 3), normal(rng, *stack, 3, 6, 8, 2)))
 
 
 def tokens(rng, *stack, rows=24, digits=(4, 10), ranks=(3,), **layout):
@@ -117,6 +129,8 @@ def permuted(full, order):
 table = functools.partial(tucker, modes=(4, 6, 4, 10), ranks=(3, 3, 3, 3), rows=(24,), cols=(40,))
 train3 = functools.partial(train, digits=((4, 3, 2), (2, 5, 4)), ranks=(3, 2))
 
+ring3 = functools.partial(ring, digits=((4, 3, 2), (2, 5, 4)), ranks=(2, 3, 2))
+
 TUCKER_EDGES = (
     lambda: tucker(generator(), ranks=(1, 1)),
     lambda: tucker(generator(), modes=(7, 11), ranks=(None, 3)),
@@ -128,4 +142,10 @@ TRAIN_EDGES = (
     lambda: train(generator(), digits=((7, 1), (11, 13))),
     lambda: train(generator(), digits=((7,), (3,)), ranks=()),
     lambda: train(generator(), 0),
+)
+RING_EDGES = (
+    lambda: ring(generator(), ranks=(1, 1)),
+    lambda: ring(generator(), digits=((7, 1), (11, 13))),
+    lambda: ring(generator(), digits=((7,), (3,)), ranks=(2,)),
+    lambda: ring(generator(), 0),
 )

@@ -9,7 +9,7 @@ import pytest
 
 from lrjax import ops
 from lrjax.errors import ShapeError
-from lrjax.formats import LowRank, Sum
+from lrjax.formats import LowRank, Sum, TensorRing
 from lrjax.formats.tensor_train import TensorTrain
 from lrjax.formats.token_train import TokenTrain
 from tests.formats import tensors as t
@@ -100,12 +100,30 @@ def test_dense_dimensions_split_and_move():
     close(ops.einsum("zm,hmd->zhd", x, w), np.einsum("zm,hmd->zhd", x, dense))
 
 
-def test_a_ring_is_a_traced_train():
-    w = t.ring(t.generator(1)).validate()
-    dense = t.ring_dense(w, np)
+def test_a_padded_ring_is_read_and_applied_without_its_table():
+    digits, ranks = ((5, 4, 6), (3, 2, 4)), (2, 4, 3)
+    w = t.ring(t.generator(1), digits=digits, ranks=ranks, rows=(101,)).validate()
+    dense = t.ring_dense(jax.tree.map(lambda x: np.asarray(x, np.float64), w), np)
+    assert (w.rank, w.shape, w.padded) == (ranks, (101, 24), (19, 0))
     close(w.densify(), dense)
-    close(jnp.ones((3, 24)) @ w, np.ones((3, 24)) @ dense)
-    close(ops.take(w, jnp.array([3, 7])), dense[[3, 7]])
+    ids = jnp.asarray([[0, 100, 57], [96, -1, -101]])
+    x = t.generator(2).standard_normal((2, 101)).astype(np.float32)
+    run = lambda w, ids, x: (ops.take(w, ids), x @ w)
+    rows, y = jax.jit(run)(w, ids, x)
+    close(rows, dense[np.asarray(ids)])
+    close(y, x @ dense)
+    assert max(sizes(run, w, ids, x)) < dense.size
+
+
+def test_the_bond_that_a_ring_leaves_open_is_the_cheapest():
+    """A product takes r_0 times that of the train only where no other bond is narrower."""
+    digits, wide = ((4, 3, 2), (2, 5, 4)), (6, 2, 3)
+    flops = [
+        ops.cost(t.ring(t.generator(), digits=digits, ranks=wide[k:] + wide[:k])).flops
+        for k in range(3)
+    ]
+    train = ops.cost(t.train(t.generator(), digits=digits, ranks=wide[1:])).flops
+    assert all(f < 6 * train for f in flops)
 
 
 def test_every_token_has_its_own_train():
@@ -152,6 +170,9 @@ def test_published_parameter_arithmetic():
         (lambda: t.train(t.generator(), rows=(2, 11)), "single dimension"),
         (lambda: t.train(t.generator(), cols=(3, 14)), "single dimension"),
         (lambda: TensorTrain((jnp.ones((1, 4, 5, 3)), jnp.ones((2, 6, 8, 1)))), "equal sizes"),
+        (lambda: TensorTrain((jnp.ones((2, 4, 5, 3)), jnp.ones((3, 6, 8, 2)))), "TensorRing"),
+        (lambda: TensorRing((jnp.ones((2, 4, 5, 3)), jnp.ones((3, 6, 8, 1)))), "equal sizes"),
+        (lambda: t.ring(t.generator(), rows=(25,)), "TensorRing: got"),
         (lambda: t.tokens(t.generator(), cols=41), "1 to 40"),
     ],
 )
