@@ -1,11 +1,7 @@
 """Exported folders hold the model: recomputed in NumPy, and run by the reference library."""
 
 import json
-import os
 import pathlib
-import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +15,7 @@ from lrjax.errors import CheckpointError
 from lrjax.formats import BlockLowRank, LowRank, Sum
 from lrjax.ops import densify
 from lrjax.restructure import Units, Width, restructure
+from tests.reference import ask, reference
 from tests.restructure.cases import GOLDENS, case
 
 REFERENCE = pathlib.Path(__file__).with_name("reference.py")
@@ -142,18 +139,9 @@ def test_what_has_no_pairs_is_refused_by_name_or_densified(tmp_path):
         export.custom_code(tmp_path / "no", model, dense | embed)
 
 
-def reference():
-    """The Python that has the reference library: this one, or that of the environment."""
-    python = os.environ.get("LRJAX_REFERENCE_PYTHON") or sys.executable
-    test = [python, "-c", "import torch, transformers, peft"]
-    if not shutil.which(python) or subprocess.run(test, capture_output=True).returncode:
-        pytest.skip("needs torch, transformers and peft; LRJAX_REFERENCE_PYTHON names their Python")
-    return python
-
-
 @pytest.mark.slow
 def test_the_reference_library_runs_them_with_the_same_outputs(tmp_path):
-    python, jobs = reference(), {}
+    python, jobs = reference("torch", "transformers", "peft"), {}
     for name in ("llama", "gpt2", "bert", "qwen2"):
         model, params, ids = loaded(name)
         for kind, write in (("peft", export.peft), ("code", export.custom_code)):
@@ -173,5 +161,4 @@ def test_the_reference_library_runs_them_with_the_same_outputs(tmp_path):
     zoo.save(tmp_path / "narrow", *narrow)
     jobs["narrow"] = outputs(*narrow, ids)
     np.savez(tmp_path / "expected.npz", ids=ids, **jobs)
-    found = subprocess.run([python, REFERENCE, tmp_path], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
+    ask(python, REFERENCE, tmp_path)
