@@ -21,9 +21,13 @@ from lrjax.formats.choice import Choice, gather, scatter
 from lrjax.formats.rows import row_by_row, row_label
 from lrjax.formats.selection import Selection, as_array
 from lrjax.formats.step import step_of
+from lrjax.trees import Weight
 
 Label = Hashable
 Labelled = tuple[Any, tuple[int, ...]]
+
+MOVING = (Selection, Choice, Weight)
+"""Operands that are no arrays: what is on one side of them goes to the other, where that is all."""
 
 # Above these operand counts the exact search (3^n and n 2^n states) gives way to the simpler one.
 EXACT_FLOPS = 9
@@ -35,6 +39,14 @@ class Order(enum.Enum):
 
     STREAM = "stream"
     FLOPS = "flops"
+
+
+class Side(NamedTuple):
+    """Axes of an operand that takes what is on one side to the other; others are a batch."""
+
+    outs: tuple[int, ...]
+    ins: tuple[int, ...]
+    choice: bool
 
 
 class Path(NamedTuple):
@@ -133,12 +145,11 @@ def plan(
     out: tuple[int, ...],
     order: Order,
     activations: int,
-    free: tuple[tuple[int, int, bool], ...] = (),
+    free: tuple[tuple[int, Side, int | None], ...] = (),
 ) -> Path:
     """The cheapest allowed sequence of pairwise contractions; a function of shapes alone.
 
-    `free` names operands that are selections, with the number of their output labels, and whether
-    they are choices.
+    `free` are the operands of `selections`.
     """
     n = len(labels)
     if n == 1:
@@ -155,15 +166,25 @@ def plan(
         outside = set(out).union(*(labels[i] for i in range(n) if not mask >> i & 1))
         return frozenset(inside & outside)
 
-    cut = lambda i, k: (frozenset(labels[i][:k]), frozenset(labels[i][k:]))
-    sides = {1 << i: (*cut(i, k), choice) for i, k, choice in free}
+    pick = lambda i, axes: frozenset(labels[i][d] for d in axes)
+    sides = {
+        1 << i: (pick(i, side.outs), pick(i, side.ins), side.choice, price, frozenset(labels[i]))
+        for i, side, price in free
+    }
 
     def moves(a: int, selection: int, mask: int) -> int | None:
-        """Arithmetic of moving slots, where that is all: adding up what a choice sends back."""
-        outs, ins, choice = sides.get(selection, (frozenset(), frozenset(), False))
-        way = selection in sides and _gathers(kept(a), outs, ins, kept(mask), choice)
+        """Arithmetic of moving slots, where that is all: adding up what a choice sends back.
+
+        A weight has a price for every row that goes through it.
+        """
+        if selection not in sides:
+            return None
+        outs, ins, choice, price, own = sides[selection]
+        way = _gathers(kept(a), outs, ins, kept(mask), choice)
         if not way:
             return None
+        if price is not None:
+            return price * math.prod(sizes[k] for k in (kept(a) | own) - outs - ins)
         return math.prod(sizes[k] for k in kept(a) | outs) if choice and way < 0 else 0
 
     @functools.lru_cache(None)
@@ -196,13 +217,22 @@ def plan(
     return Path(tuple(steps), best(full)[0])
 
 
-def selections(operands: Sequence[Any]) -> tuple[tuple[int, int, bool], ...]:
-    """Which operands are selections or choices, and how many output labels they have."""
+def selections(operands: Sequence[Any]) -> tuple[tuple[int, Side, int | None], ...]:
+    """Which operands are no arrays, their sides, and of weights the arithmetic of one row."""
     return tuple(
-        (i, len(x.outs), isinstance(x, Choice))
+        (i, side_of(x), x.price if isinstance(x, Weight) else None)
         for i, x in enumerate(operands)
-        if isinstance(x, Selection | Choice)
+        if isinstance(x, MOVING)
     )
+
+
+def side_of(x: Any) -> Side:
+    """The axes of a selection, a choice or a weight by the side they are on."""
+    if isinstance(x, Weight):
+        _, rows, cols = x.layout.resolve(x.ndim)  # pyright: ignore[reportAttributeAccessIssue]
+        return Side(rows, cols, False)
+    outs = len(x.outs)
+    return Side(tuple(range(outs)), tuple(range(outs, x.ndim)), isinstance(x, Choice))
 
 
 def _gathers(own: frozenset, outs: frozenset, ins: frozenset, keep: frozenset, choice: bool) -> int:
@@ -254,9 +284,9 @@ def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], size
 def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype):
     """Contract two labelled arrays, summing the labels that are not in `keep`."""
     (x, la), (y, lb) = a, b
-    still = Selection | Choice
-    if isinstance(x, still) or isinstance(y, still):
-        moved = _move(b, a, keep) if isinstance(x, still) else _move(a, b, keep)
+    if isinstance(x, MOVING) or isinstance(y, MOVING):
+        pair = (b, a) if isinstance(x, MOVING) and not isinstance(y, MOVING) else (a, b)
+        moved = _move(*pair, keep, dtype, precision)
         if moved is not None:
             z, ls = moved
             return (z if out_dtype is None else cast(z, out_dtype)), ls
@@ -284,18 +314,28 @@ def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype)
     return z, ls
 
 
-def _move(a: Labelled, b: Labelled, keep: set[int]) -> Labelled | None:
-    """Contract an array with a selection by moving slots, where that is all it does."""
+def _move(a: Labelled, b: Labelled, keep: set[int], dtype, precision) -> Labelled | None:
+    """Contract an array with a selection by moving slots, where that is all it does.
+
+    Likewise an array with a weight, by its own contraction.
+    """
     (x, la), (selection, lb) = a, b
-    if isinstance(x, Selection | Choice):
+    if isinstance(selection, Weight) and isinstance(x, Selection):
+        (x, la), (selection, lb) = b, a
+    if isinstance(x, Weight) and isinstance(selection, Selection):
+        x = as_array(x, dtype)
+    if isinstance(x, MOVING):
         return None
-    outs, ins = lb[: len(selection.outs)], lb[len(selection.outs) :]
-    choice = isinstance(selection, Choice)
-    way = _gathers(frozenset(la), frozenset(outs), frozenset(ins), frozenset(keep), choice)
+    side = side_of(selection)
+    outs, ins = (tuple(lb[d] for d in axes) for axes in (side.outs, side.ins))
+    way = _gathers(frozenset(la), frozenset(outs), frozenset(ins), frozenset(keep), side.choice)
     if not way:
         return None
-    if choice:
+    if side.choice:
         return _choose(a, (selection, lb), keep, way)
+    if isinstance(selection, Weight):
+        gone, new = (ins, outs) if way > 0 else (outs, ins)
+        return selection.through((x, la), lb, (gone, new), keep, precision)
     gone, new = (ins, outs) if way > 0 else (outs, ins)
     rest = tuple(k for k in la if k not in gone)
     x = _aligned(x, la, (*gone, *rest))
@@ -329,7 +369,7 @@ def _presum(x: Array, ls: tuple[int, ...], keep: set[int]):
 
 def _without_units(arrays: Sequence[Labelled], keep: set[int]) -> list[Labelled]:
     """The arrays without axes of size one that nothing asks for: they hide that others are next."""
-    still = {k for x, ls in arrays if isinstance(x, Selection | Choice) for k in ls} | keep
+    still = {k for x, ls in arrays if isinstance(x, MOVING) for k in ls} | keep
 
     def squeezed(x: Any, ls: tuple[int, ...]) -> Labelled:
         gone = [d for d, k in enumerate(ls) if x.shape[d] == 1 and k not in still]
@@ -348,7 +388,7 @@ def _aligned(x: Array, ls: tuple[int, ...], out: tuple[int, ...]) -> Array:
 
 
 def _array(x: Any) -> Any:
-    return x if isinstance(x, jax.Array | Selection | Choice) else jnp.asarray(x)
+    return x if isinstance(x, (jax.Array, *MOVING)) else jnp.asarray(x)
 
 
 def _diagonal(x: Any, ls: tuple[int, ...]):

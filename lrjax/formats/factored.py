@@ -27,6 +27,8 @@ artefact follow from the network. Three rules keep transformations working:
 import abc
 import dataclasses
 import functools
+import math
+from collections.abc import Set
 from typing import Any, Self
 
 import jax
@@ -34,8 +36,9 @@ import jax.numpy as jnp
 
 from lrjax.errors import DtypeError, ShapeError, message
 from lrjax.formats.layout import Layout, default_layout
-from lrjax.formats.lazy import LazyArray, Operators
+from lrjax.formats.lazy import LazyArray, Operators, product
 from lrjax.formats.network import Network
+from lrjax.formats.product import flops
 from lrjax.trees import Weight
 
 
@@ -72,6 +75,42 @@ class Factored(Weight, Operators, abc.ABC):
     def layout(self) -> Layout:
         """Which dense dimensions are input and which output."""
         return default_layout(self.shape)
+
+    @property
+    def price(self) -> int:
+        """Arithmetic of one row through one entry of the stack, in the streaming order."""
+        stack, inputs, outputs = self.layout.resolve(self.ndim)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[len(stack) :], x.dtype), self)
+        first, *others = nets = one.networks()
+        rows, cols = (tuple(d - len(stack) for d in side) for side in (inputs, outputs))
+        products = sum(flops(net, 1, (), rows, cols) for net in nets)
+        return products + len(others) * math.prod(first.shape[d] for d in cols)
+
+    def through(
+        self,
+        activation: tuple[Any, tuple[int, ...]],
+        labels: tuple[int, ...],
+        sides: tuple[tuple[int, ...], tuple[int, ...]],
+        keep: Set[int],
+        precision: Any = None,
+    ) -> tuple[Any, tuple[int, ...]]:
+        """A labelled array times this weight, where it is an operand of another's network.
+
+        Args:
+          activation: the array and its labels.
+          labels: the weight's; what both have is a batch, or is summed.
+          sides: labels that go, and those that come in their place.
+          keep: labels that stay.
+          precision: as in `jax.lax.dot_general`.
+        """
+        x, own = activation
+        gone, new = sides
+        stay = [k for k in own if k in keep and k not in gone]
+        batch = [k for k in labels if k in keep and k not in (*own, *new)]
+        at = min(own.index(k) for k in gone)
+        before = [k for k in stay if own.index(k) < at]
+        out = (*batch, *before, *new, *(k for k in stay if k not in before))
+        return product([(x, own), (self, labels)], out, precision=precision), out
 
     def astype(self, dtype: Any) -> Self:
         """The same weight with its factors cast."""

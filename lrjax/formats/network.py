@@ -16,8 +16,9 @@ import jax
 
 from lrjax.errors import ShapeError, message
 from lrjax.formats.choice import Choice
-from lrjax.formats.contract import promoted
+from lrjax.formats.contract import promoted, side_of
 from lrjax.formats.selection import Selection, as_array
+from lrjax.trees import Weight
 
 
 class Unsupported(Exception):
@@ -37,6 +38,9 @@ class Network:
     - `dims[k]` names, in row-major order, the labels that merge into dense dimension k;
       `()` is a dimension of size one.
     - A label may occur in two dims: the weight is then block diagonal in it.
+    - An operand may itself be a weight, such as the core of a hierarchy: activations go through it
+      in its own steps. Its rows and columns meet others in selections, and are in no dimension;
+      its factors have its stack axes in front.
     """
 
     operands: tuple[Any, ...]
@@ -149,6 +153,8 @@ class Network:
         def one(x: Any, axis: int) -> Any:
             if isinstance(x, Choice) and axis < len(x.outs):
                 return Choice(f(x.index, axis), x.ins)
+            if isinstance(x, Weight):
+                return jax.tree.map(lambda leaf: f(leaf, axis), x)
             return f(as_array(x, self.dtype), axis)
 
         operands = tuple(
@@ -202,9 +208,13 @@ def _replaced(labels: Sequence[int], label: int, new: Sequence[int]) -> list[int
 
 
 def reshape_operand(x: Any, shape: Sequence[int]) -> Any:
-    """`x.reshape(shape)`, also for an abstract array."""
+    """`x.reshape(shape)`, also for an abstract array, or the stack axes of a weight."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+    if isinstance(x, Weight):
+        inner = len(side_of(x).outs) + len(side_of(x).ins)
+        lead, stack = tuple(shape)[: len(shape) - inner], len(x.shape) - inner  # pyright: ignore
+        return jax.tree.map(lambda f: reshape_operand(f, (*lead, *f.shape[stack:])), x)
     return x.reshape(tuple(shape))
 
 

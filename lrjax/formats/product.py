@@ -11,10 +11,11 @@ import operator
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import jax
 from jaxtyping import Array
 
 from lrjax.errors import ShapeError, message
-from lrjax.formats.contract import Order, contract
+from lrjax.formats.contract import Order, contract, plan, selections
 from lrjax.formats.network import Network, Unsupported
 
 
@@ -135,6 +136,31 @@ def contract_networks(
     )
     shape = tuple(math.prod(sizes[k] for k in group) for group in groups)
     return y if y.shape == shape else y.reshape(shape)
+
+
+def flops(
+    net: Network, rows: int, stack: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]
+) -> int:
+    """The planner's own count for an activation [*stack, rows, *inputs] in the streaming order.
+
+    `stack`, `inputs` and `outputs` are dense dimensions of the network.
+    """
+    shape = net.shape
+    sizes = (*(shape[d] for d in stack), rows, *(shape[d] for d in inputs))
+    activation = Network.of(jax.ShapeDtypeStruct(sizes, net.dtype))
+    own, out = [*stack, "rows", *inputs], [*stack, "rows", *outputs]
+    operands, groups = join([(activation, own), (net, range(len(shape)))], out)
+    ids = {k: i for i, k in enumerate(dict.fromkeys(k for _, ls in operands for k in ls))}
+    size = {ids[k]: n for x, ls in operands for k, n in zip(ls, x.shape, strict=True)}
+    path = plan(
+        tuple(tuple(ids[k] for k in ls) for _, ls in operands),
+        tuple(size[i] for i in range(len(ids))),
+        tuple(dict.fromkeys(ids[k] for group in groups for k in group)),
+        Order.STREAM,
+        1,
+        selections([x for x, _ in operands]),
+    )
+    return path.flops
 
 
 def join_networks(

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from lrjax.formats.choice import Choice
+from lrjax.trees import Weight
 
 
 @functools.partial(
@@ -81,7 +82,9 @@ class Selection:
 
 
 def as_array(x: Any, dtype: Any) -> Any:
-    """An operand as an array, a selection or choice written out."""
+    """An operand as an array, a selection, choice or weight written out."""
+    if isinstance(x, Weight):
+        return x.densify().astype(dtype)  # pyright: ignore[reportAttributeAccessIssue]
     return x.dense(dtype) if isinstance(x, Selection | Choice) else x
 
 

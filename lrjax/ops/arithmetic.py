@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrjax.formats.choice import Choice
+from lrjax.formats.contract import MOVING
 from lrjax.formats.factored import is_factored
 from lrjax.formats.lazy import LazyArray, as_lazy, drop_unit, product
 from lrjax.formats.network import Network, Unsupported
-from lrjax.formats.selection import Selection
 from lrjax.ops.shape import broadcast_in_dim, slice_in_dim
 
 
@@ -22,7 +21,7 @@ def scale(w: Any, scalar: Any) -> Any:
         return (w * scalar).astype(w.dtype)
 
     def one(net: Network) -> Network:
-        arrays = [i for i, x in enumerate(net.operands) if not isinstance(x, Selection | Choice)]
+        arrays = [i for i, x in enumerate(net.operands) if not isinstance(x, MOVING)]
         k = min(arrays, key=lambda i: net.operands[i].size)
         operands = list(net.operands)
         operands[k] = (operands[k] * scalar).astype(operands[k].dtype)

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrjax.formats.contract import Order, plan, selections
 from lrjax.formats.factored import Factored, abstract
 from lrjax.formats.layout import Layout, default_layout
 from lrjax.formats.network import Network
-from lrjax.formats.product import join
+from lrjax.formats.product import flops
 from lrjax.trees import flatten
 
 
@@ -61,29 +60,5 @@ def _flops(w: Any, rows: int, layout: Layout | None) -> int:
         return 0
     stack, inputs, outputs = (layout or default).resolve(len(shape))
     size = lambda dims: math.prod(shape[d] for d in dims)
-    products = sum(_network_flops(net, rows, stack, inputs, outputs) for net in nets)
+    products = sum(flops(net, rows, stack, inputs, outputs) for net in nets)
     return products + (len(nets) - 1) * rows * size(stack) * size(outputs)
-
-
-def _network_flops(net: Network, rows: int, stack, inputs, outputs) -> int:
-    """The planner's own count for an activation [*stack, rows, *inputs]."""
-    shape = net.shape
-    activation = Network.of(
-        jax.ShapeDtypeStruct(
-            (*(shape[d] for d in stack), rows, *(shape[d] for d in inputs)), net.dtype
-        )
-    )
-    own = [*stack, "rows", *inputs]
-    out = [*stack, "rows", *outputs]
-    operands, groups = join([(activation, own), (net, range(len(shape)))], out)
-    ids = {k: i for i, k in enumerate(dict.fromkeys(k for _, ls in operands for k in ls))}
-    sizes = {ids[k]: n for x, ls in operands for k, n in zip(ls, x.shape, strict=True)}
-    path = plan(
-        tuple(tuple(ids[k] for k in ls) for _, ls in operands),
-        tuple(sizes[i] for i in range(len(ids))),
-        tuple(dict.fromkeys(ids[k] for group in groups for k in group)),
-        Order.STREAM,
-        1,
-        selections([x for x, _ in operands]),
-    )
-    return path.flops

@@ -277,11 +277,13 @@ def _unstack(net: Network) -> tuple[list[Any], Any]:
     where = [ls.index(label) if label in ls else None for ls in net.labels]
     # a choice among the entries themselves is written out; one in every entry is scanned as such
     whole = [
-        x if k is None or (isinstance(x, Choice) and k < len(x.outs)) else as_array(x, net.dtype)
+        x if k is None or _stacked(x, k) else as_array(x, net.dtype)
         for x, k in zip(net.operands, where, strict=True)
     ]
     scanned = [
-        jnp.moveaxis(x.index if isinstance(x, Choice) else x, k, 0)
+        jax.tree.map(
+            lambda leaf, k=k: jnp.moveaxis(leaf, k, 0), x.index if isinstance(x, Choice) else x
+        )
         for x, k in zip(whole, where, strict=True)
         if k is not None
     ]
@@ -297,3 +299,8 @@ def _unstack(net: Network) -> tuple[list[Any], Any]:
         return Network(tuple(operands), labels, net.dims[1:])
 
     return scanned, rebuild
+
+
+def _stacked(x: Any, k: int) -> bool:
+    """Whether axis k of an operand is one of its factors, and not of what they stand for."""
+    return is_factored(x) or (isinstance(x, Choice) and k < len(x.outs))

@@ -37,10 +37,10 @@ def sharding(w: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
         return own(lambda part, spec: sharding(part, mesh, spec), spec)
     leaves, treedef = jax.tree.flatten(abstract(w))
     views = [
-        (x.index, ls[: len(x.outs)], net) if isinstance(x, Choice) else (x, ls, net)
+        view
         for net in jax.tree.unflatten(treedef, leaves).networks()
         for x, ls in zip(net.operands, net.labels, strict=True)
-        if not isinstance(x, Selection)
+        for view in _views(x, ls, net)
     ]
     if len(views) != len(leaves):
         got = f"{len(views)} operands for {len(leaves)} factors in {type(w).__name__}"
@@ -51,6 +51,15 @@ def sharding(w: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
         for leaf, (view, labels, net) in zip(leaves, views, strict=True)
     ]
     return jax.tree.unflatten(treedef, out)
+
+
+def _views(x: Any, labels: tuple[int, ...], net: Any) -> list[tuple[Any, Any, Any]]:
+    """The factors in an operand and their labels; those of a weight inside are replicated."""
+    if isinstance(x, Selection):
+        return []
+    if isinstance(x, Factored):
+        return [(leaf, (None,) * len(leaf.shape), net) for leaf in jax.tree.leaves(x)]
+    return [(x.index, labels[: len(x.outs)], net)] if isinstance(x, Choice) else [(x, labels, net)]
 
 
 def _places(net: Any, mesh: Mesh, spec: PartitionSpec) -> dict[int, Any]:

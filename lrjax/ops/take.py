@@ -6,11 +6,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from lrjax.formats.choice import Choice
 from lrjax.formats.contract import contract
+from lrjax.formats.factored import Factored
 from lrjax.formats.lazy import LazyArray, as_lazy
 from lrjax.formats.network import Network, Unsupported
 from lrjax.formats.selection import as_array
@@ -97,11 +99,9 @@ def _lookup(
         if found is not None:
             x, ls = found
         elif here:
-            x = as_array(x, net.dtype)
-            rest = [d for d in range(x.ndim) if d not in [d for d, _ in here]]
-            x = x.transpose([*(d for d, _ in here), *rest])
-            x = x.at[tuple(i for _, i in here)].get(mode="promise_in_bounds")
-            ls = (*rows, *(ls[d] for d in rest))
+            x = x if isinstance(x, Factored) else as_array(x, net.dtype)
+            x = jax.tree.map(functools.partial(_indexed, here=here), x)
+            ls = (*rows, *(k for d, k in enumerate(ls) if d not in dict(here)))
         operands.append(x)
         labels.append(ls)
         active.append(bool(here))
@@ -111,6 +111,13 @@ def _lookup(
         active.append(True)
     dims = (*net.dims[:axis], *((k,) for k in rows), *net.dims[axis + 1 :])
     return Network(tuple(operands), tuple(labels), dims), active
+
+
+def _indexed(x: Array, here: Sequence[tuple[int, Array]]) -> Array:
+    """An operand, or a factor of one that is a weight, at an index on each of some axes."""
+    axes = [d for d, _ in here]
+    x = x.transpose([*axes, *(d for d in range(x.ndim) if d not in axes)])
+    return x.at[tuple(i for _, i in here)].get(mode="promise_in_bounds")
 
 
 def _chosen(x: Choice, ls, here, rows, dtype: Any) -> tuple[Any, tuple[int, ...]] | None:

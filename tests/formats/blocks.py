@@ -6,6 +6,7 @@ import numpy as np
 from lrjax.formats.blast import BLAST
 from lrjax.formats.block_low_rank import BlockLowRank
 from lrjax.formats.hodlr import HODLR
+from lrjax.formats.hss import HSS
 from lrjax.formats.monarch import Monarch
 from lrjax.formats.permuted import Permuted
 from tests.formats.tensors import generator, normal
@@ -90,6 +91,31 @@ def hodlr_dense(w, xp):
     return half(0, 0)
 
 
+def hss(rng, *stack, ranks=(2,), m=24, n=40, **layout):
+    """Bases of the given sizes, coarse first, from the coarsest core outwards."""
+    bases, b = (), 2 ** len(ranks)
+    finer = (*(2 * r for r in ranks[1:]), None)[: len(ranks)]
+    for k, (r, side) in enumerate(zip(ranks, finer, strict=True), 1):
+        core = HSS(normal(rng, *stack, 2**k, r, r), *bases, siblings=True)
+        left = normal(rng, *stack, 2**k, side or m // b, r)
+        bases = left, core, normal(rng, *stack, 2**k, r, side or n // b)
+    return HSS(normal(rng, *stack, b, m // b, n // b), *bases, **layout)
+
+
+def hss_dense(w, xp):
+    """By the definition, with block-diagonal matrices written out."""
+
+    def diag(x, move=0):
+        zero, count = 0 * x[..., 0, :, :], range(x.shape[-3])
+        row = lambda i: [x[..., i, :, :] if j == i ^ move else zero for j in count]
+        return xp.concatenate([xp.concatenate(row(i), -1) for i in count], -2)
+
+    full = diag(w.blocks, int(w.siblings))
+    if w.core is not None:
+        full = full + diag(w.left) @ hss_dense(w.core, xp) @ diag(w.right)
+    return full
+
+
 ROWS = tuple(np.random.default_rng(5).permutation(24).tolist())
 COLS = tuple(np.random.default_rng(6).permutation(40).tolist())
 
@@ -120,6 +146,11 @@ HODLR_EDGES = (
     lambda: hodlr(generator(), levels=3, m=56, n=40),
     lambda: hodlr(generator(), levels=0),
     lambda: hodlr(generator(), levels=2, r=0),
+)
+HSS_EDGES = (
+    lambda: hss(generator(), ranks=(3, 4, 2), m=56, n=40),
+    lambda: hss(generator(), ranks=()),
+    lambda: hss(generator(), ranks=(1, 1), m=4, n=12),
 )
 
 
