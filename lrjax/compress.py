@@ -12,7 +12,8 @@ import numpy as np
 
 from lrjax import trees
 from lrjax.calibrate import Stats
-from lrjax.decompose import SVD, Spec, solve
+from lrjax.decompose import SVD, BlockSVD, Spec
+from lrjax.decompose.spec import solve_covering
 from lrjax.errors import ShapeError, StatsError, message
 from lrjax.formats import LowRank, Sum
 from lrjax.formats.layout import low_rank
@@ -24,12 +25,6 @@ from lrjax.plan.binding import Bound, bind, stacked
 from lrjax.plan.planner import weight_stats
 from lrjax.plan.record import Entry, Plan
 from lrjax.trees import Tree
-
-RANK_STEP = 32
-"""Solves run at multiples of this rank, and their factors are cut to the planned one."""
-
-DEFICIENT = 1e-3
-"""A residual below this share of the whole is what rounding leaves of a rank-deficient weight."""
 
 
 def compress(
@@ -85,14 +80,9 @@ class _Job:
     bound: Bound
 
     @property
-    def family(self) -> Spec:
-        """The spec, but for a rank that a solve at a larger rank can be cut to."""
-        return self.spec.with_rank(1) if isinstance(self.spec, SVD) else self.spec
-
-    @property
     def key(self) -> Any:
         """Equal for jobs that one batched solve can do."""
-        return self.family, self.bound.key
+        return self.spec.family, self.bound.key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +119,12 @@ def _job(entry: Entry, leaves: dict[str, Any], stats: Stats | None) -> _Job:
 
 def _solve(batch: list[_Job], real: int, key: jax.Array) -> Iterator[tuple[_Job, _Solution]]:
     """The solution of each job, from one solve at a rank that covers all."""
-    own = (getattr(job.spec, "rank", 0) for job in batch)
-    ranks = [rank if isinstance(rank, int) else 0 for rank in own]  # a matrix has one
-    family, shape = batch[0].family, batch[0].bound.matrix.shape
-    spec = batch[0].spec
-    if isinstance(spec, SVD):
-        # few distinct ranks, few compilations
-        most = -(-max(ranks) // RANK_STEP) * RANK_STEP
-        covering = spec.with_rank(min(most, *shape[-2:]))
-        spec = dataclasses.replace(covering, allow_above_break_even=True)
+    spec, shape = batch[0].spec, batch[0].bound.matrix.shape
+    covering, ranks = spec.covering([job.spec for job in batch], shape)
     # The key depends on the kind of weight alone: no weight's bits hang on its neighbours'.
-    key = jax.random.fold_in(key, zlib.crc32(repr((family, shape)).encode()))
+    key = jax.random.fold_in(key, zlib.crc32(repr((spec.family, shape)).encode()))
     w, metric = stacked([job.bound for job in batch])
-    solved = _solve_jit(spec, w, metric, key, jnp.asarray(ranks))
+    solved = _solve_jit(covering, w, metric, key, jnp.asarray(ranks))
     for i, job in enumerate(batch[:real]):
         factors, shift, info = jax.tree.map(lambda x: x[i], solved)  # noqa: B023
         yield job, _Solution(_cut(factors, job), shift, info)
@@ -150,29 +133,13 @@ def _solve(batch: list[_Job], real: int, key: jax.Array) -> Iterator[tuple[_Job,
 @partial(jax.jit, static_argnums=0)
 def _solve_jit(spec: Spec, w: jax.Array, metric: Metric, key: jax.Array, ranks: jax.Array):
     """Factors (cut to `ranks` by zeros), E[x] (W - W') and info of each weight."""
-    factors, info = solve(spec, w, metric=metric, key=key)
-    if isinstance(factors, LowRank):
-        ranks = jnp.reshape(ranks, (-1,) + (1,) * (w.ndim - 1))
-        kept = jnp.arange(factors.rank) < ranks
-        factors = LowRank(jnp.where(kept, factors.left, 0), factors.right)
-        info = _own_info(w, factors, metric, info)
+    factors, info = solve_covering(spec, w, ranks, metric=metric, key=key)
     shift = None
     if metric.mean is not None:
         rebuilt = densify(jax.tree.map(lambda x: x.astype(jnp.float32), factors))
         lost = w.astype(jnp.float32) - rebuilt
         shift = jnp.einsum("...m,...mn->...n", metric.mean, lost, precision="highest")
     return factors, shift, info
-
-
-def _own_info(w: jax.Array, factors: LowRank, metric: Metric, info: Info) -> Info:
-    """The record of the factors that are stored, where the solve went on to a larger rank."""
-    missed = lambda left: metric.residual(w, left, factors.right)
-    residual, whole = missed(factors.left), missed(jnp.zeros_like(factors.left))
-    # A rank that still misses something is no surplus, whatever the larger one was.
-    surplus = residual <= DEFICIENT * whole
-    deficient = info.status == int(Status.RANK_DEFICIENT)
-    status = jnp.where(deficient & ~surplus, int(Status.CONVERGED), info.status)
-    return dataclasses.replace(info, residual=residual, status=status)
 
 
 def _cut(factors: Any, job: _Job) -> Any:
@@ -184,6 +151,8 @@ def _cut(factors: Any, job: _Job) -> Any:
         return low_rank(left, right, layout, shape)
     if isinstance(factors, Sum):
         return Sum(tuple(_cut(part, job) for part in factors.parts))
+    if isinstance(job.spec, BlockSVD):
+        factors = factors.trimmed(job.spec.block_ranks.tolist())
     stack, rows, cols = layout.resolve(len(shape))
     order = tuple((*rows, *cols).index(d) for d in range(len(stack), len(shape)))
     if {"rows", "cols", "order"} <= {f.name for f in dataclasses.fields(factors)}:

@@ -95,6 +95,21 @@ class Spec(ABC):
         return dataclasses.replace(self, rank_by=None).with_unfolding_ranks(ranks, w.shape)
 
     def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+    @property
+    def family(self) -> "Spec":
+        """What weights share that one call solves: the spec, but for ranks that can be cut after.
+
+        Where the best of a rank leads the best of a larger one, ranks need no solves of their own.
+        """
+        return self
+
+    def covering(self, specs: Sequence["Spec"], shape: Sequence[int]) -> tuple["Spec", np.ndarray]:
+        """A spec of ranks no less than those of all `specs`, of one family, and theirs, [G, ...].
+
+        What it is solved with is `solve_covering`.
+        """
+        return self, np.zeros((len(specs), 0), int)
+
         """The matrices whose ranks bound the format's, [*S, m', n'] each; the weight's own."""
         return (w,)
 
@@ -200,6 +215,29 @@ def _plain(value: Any) -> Any:
         case tuple():
             return [_plain(v) for v in value]
     return value
+
+
+@functools.singledispatch
+def solve_covering(
+    spec: Spec,
+    w: Array,
+    ranks: Array,
+    *,
+    metric: Metric | None = None,
+    key: Array | None = None,
+) -> tuple[Any, Any]:
+    """`solve` of matrices [G, *S, m, n] at a spec that covers them, each with ranks of its own.
+
+    Ranks are values here, and what is beyond them is zero: factors of one shape, one compilation.
+
+    Args:
+      spec: static; what `Spec.covering` returned.
+      w: the matrices.
+      ranks: each one's, [G, ...], with that spec.
+      metric: what error means.
+      key: randomness.
+    """
+    return solve(spec, w, metric=metric, key=key)
 
 
 def _concrete(cls: type) -> Iterator[type]:

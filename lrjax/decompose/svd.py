@@ -5,19 +5,26 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from lrjax.decompose.spec import Options, Spec, solve
+from lrjax.decompose.spec import Options, Spec, solve, solve_covering
 from lrjax.errors import RankError, message
 from lrjax.formats import LowRank
 from lrjax.formats.layout import Layout
-from lrjax.linalg import Accuracy, Info, weighted_svd
+from lrjax.linalg import Accuracy, Info, Status, weighted_svd
 from lrjax.linalg.truncated import check_rank, matrix_shape
 from lrjax.linalg.weighted import weighted_residual
 from lrjax.metrics import Metric
+
+RANK_STEP = 32
+"""Weights are solved together at multiples of this rank: few distinct ranks, few compilations."""
+
+DEFICIENT = 1e-3
+"""A residual below this share of the whole is what rounding leaves of a rank-deficient weight."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,6 +102,18 @@ class SVD(Spec):
         return rank
 
     @classmethod
+    @property
+    def family(self) -> Spec:
+        """All ranks of one kind."""
+        return self.with_rank(1)
+
+    def covering(self, specs: Sequence[Spec], shape: Sequence[int]) -> tuple[Spec, np.ndarray]:
+        """The largest rank, rounded up to a multiple of `RANK_STEP`."""
+        ranks = np.array([spec.rank for spec in specs])  # pyright: ignore
+        most = min(-(-int(ranks.max()) // RANK_STEP) * RANK_STEP, *shape[-2:])
+        spec = dataclasses.replace(self.with_rank(most), allow_above_break_even=True)
+        return spec, ranks
+
     def field_from_json(cls, name: str, value: Any) -> Any:
         """Accuracies by name."""
         if name != "accuracy":
@@ -143,6 +162,29 @@ def solve_svd(
 
 
 def balanced(
+@solve_covering.register
+def solve_covering_svd(
+    spec: SVD,
+    w: Float[Array, "G *S m n"],
+    ranks: Int[Array, " G"],
+    *,
+    metric: Metric | None = None,
+    key: Array | None = None,
+) -> tuple[LowRank, Info]:
+    """The solve at the spec's rank, columns of `left` zero from each matrix's own rank on."""
+    factors, info = solve(spec, w, metric=metric, key=key)
+    kept = jnp.arange(factors.rank) < jnp.reshape(ranks, (-1,) + (1,) * (w.ndim - 1))
+    factors = LowRank(jnp.where(kept, factors.left, 0), factors.right)
+    missed = lambda left: (metric or Metric()).residual(w, left, factors.right)
+    residual, whole = missed(factors.left), missed(jnp.zeros_like(factors.left))
+    # A rank that still misses something is no surplus, whatever the larger one was.
+    surplus = residual <= DEFICIENT * whole
+    deficient = info.status == int(Status.RANK_DEFICIENT)
+    status = jnp.where(deficient & ~surplus, int(Status.CONVERGED), info.status)
+    return factors, dataclasses.replace(info, residual=residual, status=status)
+
+
+@jax.jit
     left: Float[Array, "*S m r"], right: Float[Array, "*S r n"]
 ) -> tuple[Float[Array, "*S m r"], Float[Array, "*S r n"]]:
     """The same product, each column of left as long as its row of right; zero pairs stay."""

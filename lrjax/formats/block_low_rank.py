@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -118,23 +119,40 @@ class BlockLowRank(Factored):
 
         Where a block column has fewer terms than another, `right` ends in zeros; likewise `left`.
         """
-        *_, p, q, m, r = left.shape
-        kept, n = np.asarray(ranks, int), right.shape[-1]
-        width, height = int(kept.sum(1).max(initial=0)), int(kept.sum(0).max(initial=0))
-        slots = slots_of(kept)
-        if slots is None:
-            left = left[..., : width // q].swapaxes(-3, -2).reshape(*left.shape[:-4], p, m, width)
-            right = right[..., : height // p, :].swapaxes(-4, -3)
-            return cls(left, right.reshape(*right.shape[:-4], q, height, n))
-        lead = left.shape[:-4]
-        row, col = (np.full((size, many), -1) for size, many in ((p, width), (q, height)))
-        for i, k in itertools.product(range(p), range(q)):
-            terms = np.arange(kept[i, k])
-            row[i, kept[i, :k].sum() + terms] = k * r + terms
-            col[k, kept[:i, k].sum() + terms] = i * r + terms
-        flat_left = left.swapaxes(-3, -2).reshape(*lead, p, m, q * r)
-        flat_right = right.swapaxes(-4, -3).reshape(*lead, q, p * r, n)
-        return cls(_filled(flat_left, row, -1), _filled(flat_right, col, -2), slots)
+        return cls(*_packed(left, right, np.asarray(ranks, int)))
+
+    def trimmed(self, ranks: Sequence[Sequence[int]]) -> Self:
+        """The leading `ranks[i][j]` terms of block (i, j), of blocks that have equal ranks.
+
+        On the host, unless it is traced: every pattern of ranks has its own shapes, and gathers of
+        those would compile each time.
+        """
+        left, right = _on_host(self.left), _on_host(self.right)
+        (*lead, p, m, width), (*_, q, height, n) = left.shape, right.shape
+        left = left.reshape(*lead, p, m, q, width // q).swapaxes(-3, -2)
+        right = right.reshape(*lead, q, p, height // p, n).swapaxes(-4, -3)
+        left, right, slots = _packed(left, right, np.asarray(ranks, int))
+        left, right = jnp.asarray(left), jnp.asarray(right)
+        return dataclasses.replace(self, left=left, right=right, slots=slots)
+
+
+def _packed(left: Any, right: Any, kept: np.ndarray) -> tuple[Any, Any, tuple[int, ...] | None]:
+    """Both factors side by side, and the slots, from those of every block, in NumPy or JAX."""
+    (*lead, p, q, m, r), n = left.shape, right.shape[-1]
+    width, height = int(kept.sum(1).max(initial=0)), int(kept.sum(0).max(initial=0))
+    slots = slots_of(kept)
+    if slots is None:
+        left = left[..., : width // q].swapaxes(-3, -2).reshape(*lead, p, m, width)
+        right = right[..., : height // p, :].swapaxes(-4, -3)
+        return left, right.reshape(*lead, q, height, n), None
+    row, col = (np.full((size, many), -1) for size, many in ((p, width), (q, height)))
+    for i, k in itertools.product(range(p), range(q)):
+        terms = np.arange(kept[i, k])
+        row[i, kept[i, :k].sum() + terms] = k * r + terms
+        col[k, kept[:i, k].sum() + terms] = i * r + terms
+    flat_left = left.swapaxes(-3, -2).reshape(*lead, p, m, q * r)
+    flat_right = right.swapaxes(-4, -3).reshape(*lead, q, p * r, n)
+    return _filled(flat_left, row, -1), _filled(flat_right, col, -2), slots
 
 
 def slots_of(ranks: np.ndarray) -> tuple[int, ...] | None:
@@ -155,8 +173,17 @@ def _filled(x: Any, index: np.ndarray, axis: int) -> Any:
     groups, terms = index.shape
     shape = (groups, terms, 1) if axis == -2 else (groups, 1, terms)
     at = index.reshape((1,) * (x.ndim - 3) + shape)
-    picked = jnp.take_along_axis(x, jnp.asarray(np.maximum(at, 0)), axis=axis)
-    return picked * jnp.asarray(at >= 0, x.dtype)
+    xp = np if isinstance(x, np.ndarray) else jnp
+    picked = xp.take_along_axis(x, xp.asarray(np.maximum(at, 0)), axis=axis)
+    return picked * xp.asarray(at >= 0, x.dtype)
+
+
+def _on_host(x: Any) -> Any:
+    """The array in NumPy; itself while tracing."""
+    try:
+        return np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        return x
 
 
 def _merged(net: Network, s: int, t: int) -> Network:

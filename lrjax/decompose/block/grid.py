@@ -1,8 +1,11 @@
 """Blocks of their own ranks: a truncated SVD of every block at once, then least squares."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lrjax.decompose.block.cells import (
     Grid,
@@ -33,6 +36,9 @@ Blocks = tuple[Array, Array]
 SWEEPS = 5
 TOL = 1e-3
 
+RANK_STEP = 32
+"""Solves run at multiples of this rank: few distinct ranks, few compilations."""
+
 
 def block_low_rank(
     w: Float[Array, "*S m n"],
@@ -48,6 +54,9 @@ def block_low_rank(
     blocks (none, diagonals, block-diagonal Grams). Where it has, alternating least squares on the
     whole metric start there, and only lower the loss.
 
+    All blocks are solved at one rank and cut to their own, so that it compiles once for all ranks
+    up to a multiple of `RANK_STEP`.
+
     Args:
       w: matrices [*S, m, n].
       ranks: of the blocks, [p, q].
@@ -60,33 +69,67 @@ def block_low_rank(
       RankError: a rank is above what a block has.
     """
     ranks = check_ranks(w.shape[-2:], ranks, "BlockSVD")
+    own = np.broadcast_to(ranks, (*w.shape[:-2], *ranks.shape))
+    most = covering_rank(w.shape[-2:], ranks)
+    found, info = covered(w, jnp.asarray(own), most, metric=metric, sweeps=sweeps, tol=tol)
+    return found.trimmed(ranks.tolist()), info
 
-    def single(w: Array, rows: Array | None, cols: Array | None):
-        return fit(w, ranks, rows, cols, sweeps=sweeps, tol=tol)
 
-    build = lambda factors: BlockLowRank.pack(*factors, ranks.tolist())
-    return solved(w, metric, single, build, rescale)
+def covered(
+    w: Float[Array, "*S m n"],
+    ranks: Int[Array, "*S p q"],
+    most: int,
+    *,
+    metric: Metric | None = None,
+    sweeps: int | Array = SWEEPS,
+    tol: float | Array = TOL,
+) -> tuple[BlockLowRank, Info]:
+    """`block_low_rank`, all blocks held at rank `most`, with zeros beyond `ranks`, now values."""
+    return _solve(w, ranks, metric, sweeps, tol, most=most)
+
+
+def covering_rank(matrix: tuple[int, ...], ranks: np.ndarray) -> int:
+    """The multiple of `RANK_STEP` above ranks [..., p, q], or all that a block has."""
+    (*_, p, q), (m, n) = ranks.shape, matrix[-2:]
+    return min(-(-int(ranks.max(initial=0)) // RANK_STEP) * RANK_STEP, m // p, n // q)
+
+
+@functools.partial(jax.jit, static_argnames=("most",))
+def _solve(w, ranks, metric, sweeps, tol, *, most: int):
+    def single(w: Array, rows: Array | None, cols: Array | None, ranks: Array):
+        return fit(w, ranks, most, rows, cols, sweeps=sweeps, tol=tol)
+
+    return solved(w, metric, single, even, rescale, ranks)
+
+
+def even(factors: Blocks) -> BlockLowRank:
+    """Blocks of one rank, from factors [*S, p, q, m, r] and [*S, p, q, r, n]."""
+    *_, p, q, _, rank = factors[0].shape
+    return BlockLowRank.pack(*factors, [[rank] * q] * p)
 
 
 def fit(
     w: Float[Array, "m n"],
-    ranks: np.ndarray,
+    ranks: Int[Array, "p q"],
+    most: int,
     rows: Array | None,
     cols: Array | None,
     *,
     sweeps: int | Array,
     tol: float | Array,
 ) -> tuple[Blocks, Array, Array]:
-    """Factors [p, q, m, r] and [p, q, r, n] of one matrix, iterations and status."""
-    grid, most = ranks.shape, int(ranks.max(initial=0))
+    """Factors [p, q, m, most] and [p, q, most, n] of one matrix, zero beyond the blocks' ranks.
+
+    With them come iterations and status.
+    """
+    grid = p, q = ranks.shape
     if most == 0:
-        p, q = grid
         m, n = w.shape[0] // p, w.shape[1] // q
         empty = jnp.zeros((p, q, m, 0), w.dtype), jnp.zeros((p, q, 0, n), w.dtype)
         return empty, jnp.ones((), jnp.int32), jnp.asarray(int(Status.CONVERGED))
     own_rows, own_cols = sides_of(rows, cols, grid)
     left, right, s = best_of_rank(cut(w, grid), most, own_rows, own_cols)
-    kept = jnp.asarray(np.arange(most) < ranks[..., None])
+    kept = jnp.arange(most) < ranks[..., None]
     start = jnp.where(kept[..., None, :], left, 0), jnp.where(kept[..., :, None], right, 0)
     surplus = jnp.any(kept & (s <= 32 * jnp.finfo(s.dtype).eps * jnp.max(s)))
     rank_status = jnp.where(surplus, int(Status.RANK_DEFICIENT), int(Status.CONVERGED))

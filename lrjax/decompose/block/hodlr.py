@@ -1,8 +1,10 @@
 """HODLR: a batched truncated SVD of each level's off-diagonal blocks, then least squares."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -55,7 +57,11 @@ def hodlr(
       ShapeError: 2^levels does not divide the matrix.
       RankError: a rank is above what its blocks have.
     """
-    ranks = check_levels(w.shape[-2:], ranks)
+    return _solve(w, metric, sweeps, tol, ranks=check_levels(w.shape[-2:], ranks))
+
+
+@functools.partial(jax.jit, static_argnames=("ranks",))
+def _solve(w, metric, sweeps, tol, *, ranks: tuple[int, ...]):
     levels = len(ranks)
 
     def single(w: Array, rows: Array | None, cols: Array | None):

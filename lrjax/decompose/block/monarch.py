@@ -1,5 +1,8 @@
 """Monarch: the closed-form projection, an SVD of every slice, then least squares under a metric."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -47,11 +50,15 @@ def monarch(
     if rank < 1:
         todo = "Choose a rank of at least 1."
         raise RankError(message(got=f"Monarch of rank {rank}", expected="at least 1", todo=todo))
-    ranks = check_ranks(w.shape[-2:], np.full(grid, rank), "Monarch")
+    check_ranks(w.shape[-2:], np.full(grid, rank), "Monarch")
+    return _solve(w, metric, sweeps, tol, grid=tuple(grid), rank=rank)
 
+
+@functools.partial(jax.jit, static_argnames=("grid", "rank"))
+def _solve(w, metric, sweeps, tol, *, grid: Grid, rank: int):
     def single(w: Array, rows: Array | None, cols: Array | None):
-        return fit(sorted_columns(w, grid), ranks, rows, sorted_side(cols, grid),
-                   sweeps=sweeps, tol=tol)  # fmt: skip
+        return fit(sorted_columns(w, grid), jnp.full(grid, rank), rank, rows,
+                   sorted_side(cols, grid), sweeps=sweeps, tol=tol)  # fmt: skip
 
     def build(factors: tuple[Array, Array]) -> Monarch:
         left, right = factors

@@ -11,8 +11,8 @@ from lrjax.linalg.info import Info, Status
 from lrjax.linalg.stack import over_stack, working
 from lrjax.metrics import Metric
 
-Single = Callable[[Array, Array | None, Array | None], tuple[Any, Array, Array]]
-"""`single(w, rows, cols) -> (factors, iterations, status)` of one matrix, in a sane unit."""
+Single = Callable[..., tuple[Any, Array, Array]]
+"""`single(w, rows, cols, *own) -> (factors, iterations, status)` of a matrix, in a sane unit."""
 
 
 def solved(
@@ -21,6 +21,7 @@ def solved(
     single: Single,
     build: Callable[[Any], Any],
     rescale: Callable[[Any, Array], Any],
+    *own: Array,
 ) -> tuple[Any, Info]:
     """Run a solver on each matrix of a stack, in the unit of its largest entry.
 
@@ -30,6 +31,7 @@ def solved(
       single: solves one of them.
       build: the format from the factors.
       rescale: `rescale(factors, unit)`: the factors of `unit` times the matrix.
+      own: further arrays [*S, ...] of which `single` takes each matrix's own.
 
     Returns:
       The format in the weight's dtype, and Info whose residual is that of the stored factors.
@@ -39,18 +41,18 @@ def solved(
     rows, cols = metric.arrays()
     w = jax.lax.stop_gradient(w)
 
-    def one(w: Array, rows: Array | None, cols: Array | None):
+    def one(w: Array, rows: Array | None, cols: Array | None, *own: Array):
         w, size, fine = _unit(w)
         rows, _, rows_fine = _unit(rows)
         cols, _, cols_fine = _unit(cols)
         fine = fine & rows_fine & cols_fine
-        factors, iterations, status = single(jnp.where(fine, w, 0), rows, cols)
+        factors, iterations, status = single(jnp.where(fine, w, 0), rows, cols, *own)
         factors = rescale(factors, jnp.where(fine, size, 0))
         status = jnp.where(fine, status, int(Status.NON_FINITE)).astype(jnp.int32)
         return factors, jnp.asarray(iterations, jnp.int32), status
 
     sides = [None if x is None else working(x) for x in (rows, cols)]
-    factors, iterations, status = over_stack(one, [working(w), *sides], core=2)
+    factors, iterations, status = over_stack(one, [working(w), *sides, *own], core=2)
     found = jax.tree.map(lambda x: x.astype(w.dtype), build(factors))
     return found, Info(residual(w, found, metric, status), iterations, status)
 

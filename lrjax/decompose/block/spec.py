@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lrjax.decompose.block import grid as blocks
 from lrjax.decompose.block.blast import blast
@@ -20,7 +20,7 @@ from lrjax.decompose.block.monarch import monarch, sorted_columns, sorted_side
 from lrjax.decompose.block.outcome import with_total
 from lrjax.decompose.block.share import ladder, lost
 from lrjax.decompose.probe import rank_curve
-from lrjax.decompose.spec import Options, Spec, solve
+from lrjax.decompose.spec import Options, Spec, solve, solve_covering
 from lrjax.errors import RankError, message
 from lrjax.formats.blast import BLAST as BlastWeight
 from lrjax.formats.block_low_rank import BlockLowRank, packed_size
@@ -115,6 +115,24 @@ class BlockSVD(Spec):
         size = lambda pair: packed_size(pair[1], m // pair[0][0], n // pair[0][1])
         (p, q), best = min(_found(zip(grids, own, strict=True), self, shape), key=size)
         return self.with_rank((p, q, *best.reshape(-1).tolist()))
+
+    @property
+    def block_ranks(self) -> np.ndarray:
+        """The ranks of all blocks, [p, q]; RankError where grid or ranks are not given."""
+        if self.ranks is None or self.grid is None:
+            raise _unplanned(self, "a grid and ranks", "BlockSVD(16, (4, 4))")
+        return self._given_ranks(self.grid)
+
+    @property
+    def family(self) -> Spec:
+        """All ranks on one grid."""
+        return dataclasses.replace(self, ranks=1, tile=1)
+
+    def covering(self, specs: Sequence[Spec], shape: Sequence[int]) -> tuple[Spec, np.ndarray]:
+        """The largest rank of all for every block."""
+        ranks = np.stack([spec.block_ranks for spec in specs])  # pyright: ignore
+        most = blocks.covering_rank(tuple(shape), ranks)
+        return dataclasses.replace(self, ranks=most, tile=1), ranks
 
     def _grids(self, matrix: Sequence[int]) -> tuple[Grid, ...]:
         return _candidates(matrix, GRIDS) if self.grid is None else (self.grid,)
@@ -387,9 +405,23 @@ def solve_blocks(
     init: Any = None,
 ) -> tuple[BlockLowRank, Info]:
     """See `block_low_rank`; raises RankError where grid or ranks are not given or impossible."""
-    if spec.ranks is None or spec.grid is None:
-        raise _unplanned(spec, "a grid and ranks", "BlockSVD(16, (4, 4))")
-    return block_low_rank(w, spec._given_ranks(spec.grid), metric=metric, sweeps=spec.sweeps)
+    return block_low_rank(w, spec.block_ranks, metric=metric, sweeps=spec.sweeps)
+
+
+@solve_covering.register
+def solve_covering_blocks(
+    spec: BlockSVD,
+    w: Float[Array, "G *S m n"],
+    ranks: Int[Array, "G p q"],
+    *,
+    metric: Metric | None = None,
+    key: Array | None = None,
+) -> tuple[BlockLowRank, Info]:
+    """See `lrjax.decompose.block.grid.covered`."""
+    (_, *stack, _, _), (g, p, q) = w.shape, ranks.shape
+    each = jnp.broadcast_to(ranks.reshape(g, *(1 for _ in stack), p, q), (g, *stack, p, q))
+    most = int(spec.block_ranks.max())
+    return blocks.covered(w, each, most, metric=metric, sweeps=spec.sweeps)
 
 
 @solve.register
