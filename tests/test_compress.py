@@ -16,7 +16,7 @@ from lrjax.errors import ShapeError, StatsError
 from lrjax.formats import LowRank, Sum
 from lrjax.formats.layout import Layout, matricize
 from lrjax.lift import Usage, Use, UseKind, WeightUse
-from lrjax.metrics import Input, Moments, TwoSided
+from lrjax.metrics import Input, LedoitWolf, Moments, TwoSided
 from lrjax.ops import densify
 from lrjax.plan import Budget, Global, plan
 
@@ -92,7 +92,8 @@ def test_two_sided_metric_reaches_the_optimum(rng):
     stats = stats_of({"w": weight_use("w", (M, N), Layout((0,), (1,)))}, {"w": rows}, {"w": cols})
     params = {"w": jnp.asarray(w, jnp.float32)}
     p = plan(params, {"w": SVD(rank=6)}, stats=stats)
-    assert p["w"].kind == TwoSided(center=True)
+    rule = LedoitWolf()
+    assert p["w"].kind == TwoSided(center=True, shrink_rows=rule, shrink_cols=rule)
     delta = w - np.asarray(densify(compress(params, p, stats)["w"]), np.float64)
     a, g = root(rows.second), root(cols.second)
     want = np.sum(np.linalg.svd(a @ w @ g, compute_uv=False)[6:] ** 2)
@@ -108,7 +109,7 @@ def test_centred_metric_corrects_the_bias_to_the_joint_optimum(rng):
     stats = stats_of({"w": use}, {"w": moments})
     params = {"w": jnp.asarray(w, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
     p = plan(params, {"w": SVD(rank=5)}, stats=stats)
-    assert p["w"].kind == Input(center=True)
+    assert p["w"].kind == Input(center=True, shrink=LedoitWolf())
     out = compress(params, p, stats)
     got = x @ np.asarray(densify(out["w"]), np.float64) + np.asarray(out["b"], np.float64)
     centred = (x - x.mean(0)) @ w

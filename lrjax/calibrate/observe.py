@@ -52,7 +52,7 @@ class Observer:
             )
             for tap in taps.outputs
         }
-        examples = jnp.float32(jax.tree.leaves(batch)[0].shape[0])
+        examples = jnp.float32(_examples(batch))
         tokens = examples if mask is None else jnp.sum(mask, dtype=jnp.float32)
         fisher: dict[str, Any] = {}
         if self.fisher is not None:
@@ -61,13 +61,16 @@ class Observer:
 
     def _sums(self, params, batch, mask, key) -> tuple[dict, dict, Any]:
         """Sums of inputs, sums of gradients, and the factor that makes them one example's own."""
-        seeds = self.tapped.seeds
+        own = tuple(
+            dataclasses.replace(r, examples=_examples(batch)) for r in (self.inputs, self.outputs)
+        )
+        tapped, seeds = dataclasses.replace(self.tapped, reducers=own), self.tapped.seeds
         if self.loss is None and self.probes is None:
-            _, sums = self.tapped(params, batch, mask=mask)
+            _, sums = tapped(params, batch, mask=mask)
             return sums, {}, 1.0
 
         def forward(seeds):
-            outputs, sums = self.tapped(params, batch, seeds=seeds, mask=mask)
+            outputs, sums = tapped(params, batch, seeds=seeds, mask=mask)
             if self.loss is not None:
                 return self.loss(outputs, batch), sums
             return [y for y in jax.tree.leaves(outputs) if _is_float(y)], sums
@@ -78,8 +81,7 @@ class Observer:
             _check_loss(value)
             (grads,) = pull(jnp.ones_like(value))
             # A mean over n examples has gradients of size 1 / n.
-            examples = jax.tree.leaves(batch)[0].shape[0]
-            n = jnp.float32(examples) if mask is None else jnp.sum(mask, dtype=jnp.float32)
+            n = jnp.float32(_examples(batch)) if mask is None else jnp.sum(mask, dtype=jnp.float32)
             return sums, grads, n**2
         return sums, _probed(self.probes, value, pull, mask, key), 1.0
 
@@ -101,6 +103,11 @@ def _probed(probes: Probes, outputs: Any, pull: Callable, mask: Any, key: jax.Ar
 
     each = jax.lax.map(one, jax.random.split(key, probes.count))
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), each)
+
+
+def _examples(batch: Batch) -> int:
+    """How many examples a batch has: the length of its first axis."""
+    return next(x.shape[0] for x in jax.tree.leaves(batch) if jnp.ndim(x))
 
 
 def _is_float(y: Any) -> bool:

@@ -9,22 +9,27 @@ from jaxtyping import Array, Bool, Float
 
 from lrjax.lift import UseKind
 from lrjax.lift.taps import Tap
-from lrjax.metrics import Moments
+from lrjax.metrics import Moments, Scatter
 
 
 @dataclasses.dataclass(frozen=True)
 class Reducer:
     """Sums of one tap over its tokens z: their number, sum z z', and if asked sum z and sum |z|.
 
+    Beside a full second moment, sum |C|^2 over examples, C an example's own sum z z' about the
+    batch's mean, where means are kept: how far examples lie apart.
+
     Attributes:
         max_gram: vectors longer than this keep the diagonal alone.
         mean: whether sum z is kept.
         magnitude: whether sum |z| is kept.
+        examples: of the batch; tokens lie example by example.
     """
 
     max_gram: int
     mean: bool
     magnitude: bool = False
+    examples: int = 1
 
     def __call__(self, tap: Tap, z: Array, mask: Array | None) -> dict[str, Array]:
         """The sums; z is [*stack, tokens, width], or [*stack, width] how often rows were read."""
@@ -44,7 +49,22 @@ class Reducer:
             sums["magnitude"] = jnp.sum(jnp.abs(z), axis=-2)
         if self.is_diagonal(tap):
             return sums | {"second": jnp.sum(z**2, axis=-2)}
-        return sums | {"second": jnp.einsum("...td,...te->...de", z, z, precision="highest")}
+        second = jnp.einsum("...td,...te->...de", z, z, precision="highest")
+        if self.mean:
+            mean = sums["mean"] / jnp.maximum(sums["count"], 1.0)[..., None]
+            z = jnp.where(here[..., None], z - mean[..., None, :], 0.0)
+        return sums | {"second": second} | self._scatter(z, here)
+
+    def _scatter(self, z: Array, here: Array) -> dict[str, Array]:
+        """Number of examples with a token, and sum |C|^2, through the smaller of z z' and z' z."""
+        tokens, width = z.shape[-2:]
+        # tokens that examples do not divide among themselves are taken one by one
+        count = self.examples if tokens % self.examples == 0 else tokens
+        each = z.reshape(*z.shape[:-2], count, tokens // count, width)
+        path = "...td,...ud->...tu" if tokens // count < width else "...td,...te->...de"
+        square = jnp.sum(jnp.einsum(path, each, each) ** 2, axis=(-3, -2, -1))
+        some = jnp.any(here.reshape(*here.shape[:-1], count, -1), axis=-1)
+        return {"examples": jnp.sum(some, axis=-1, dtype=jnp.float32), "square": square}
 
     def is_counts(self, tap: Tap) -> bool:
         """Whether the tap is of rows that are read from a table, given by their counts."""
@@ -61,7 +81,15 @@ def normalise(sums: dict[str, Array], *, diagonal: bool, scale: Any = 1.0) -> Mo
     safe = jnp.where(count > 0, count, 1.0)
     over = lambda x: x / jnp.reshape(safe, safe.shape + (1,) * (x.ndim - safe.ndim))
     mean, magnitude = (over(sums[k]) if k in sums else None for k in ("mean", "magnitude"))
-    return Moments(count, mean, over(sums["second"]) * scale, diagonal, magnitude)
+    scatter = _scatter(sums["examples"], sums["square"], scale) if "square" in sums else None
+    return Moments(count, mean, over(sums["second"]) * scale, diagonal, magnitude, scatter)
+
+
+def _scatter(examples: Array, square: Array, scale: Any) -> Scatter:
+    """The scatter; of no example where fourth powers leave the range of float32."""
+    square = square / jnp.maximum(examples, 1.0) * scale**2
+    fits = jnp.isfinite(square)
+    return Scatter(jnp.where(fits, examples, 0.0), jnp.where(fits, square, 0.0))
 
 
 def mask_outputs(cotangent: Float[Array, "..."], mask: Bool[Array, "batch length"] | None) -> Array:

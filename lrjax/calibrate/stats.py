@@ -13,7 +13,14 @@ import numpy as np
 from lrjax.calibrate.tied import combine
 from lrjax.errors import StatsError, message
 from lrjax.lift import Usage, Use, WeightUse
-from lrjax.metrics import Moments, SquaredGradients, WeightStats, merge_moments, merge_squares
+from lrjax.metrics import (
+    Moments,
+    Scatter,
+    SquaredGradients,
+    WeightStats,
+    merge_moments,
+    merge_squares,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +98,14 @@ class Stats:
                 x * jnp.reshape(share, share.shape + (1,) * (x.ndim - share.ndim))
             )
             some = lambda x: None if x is None else weigh(x)
-            return Moments(count, some(m.mean), weigh(m.second), m.diagonal, some(m.magnitude))
+            scatter = None if m.scatter is None else apart(m.scatter)
+            mean, magnitude = some(m.mean), some(m.magnitude)
+            return Moments(count, mean, weigh(m.second), m.diagonal, magnitude, scatter)
+
+        def apart(m: Scatter) -> Scatter:
+            count = total(m.examples)
+            share = m.examples / jnp.where(count > 0, count, 1.0)
+            return Scatter(count, total(share * m.square))
 
         def squares(m: SquaredGradients) -> SquaredGradients:
             count = total(m.count)

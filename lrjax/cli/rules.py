@@ -168,13 +168,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _names() -> dict[str, Any]:
-    """Everything that a rule may name: specs, metric kinds, and members of their enums."""
+    """Everything that a rule may name: specs, metric kinds, their rules, members of enums."""
     from lrjax.decompose import Spec
     from lrjax.linalg import Accuracy
-    from lrjax.metrics import Kind
+    from lrjax.metrics import Kind, Shrinkage
 
     members = {member.name: member for member in Accuracy}
-    classes = {cls.__name__: cls for base in (Spec, Kind) for cls in _below(base)}
+    classes = {cls.__name__: cls for base in (Spec, Kind, Shrinkage) for cls in _below(base)}
     return members | classes
 
 

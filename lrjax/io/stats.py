@@ -8,10 +8,10 @@ from lrjax.errors import ArtefactError, message
 from lrjax.formats import Layout
 from lrjax.io import folder
 from lrjax.lift import Usage, Use, UseKind, WeightUse
-from lrjax.metrics import Moments, SquaredGradients
+from lrjax.metrics import Moments, Scatter, SquaredGradients
 
 KIND = "lrjax statistics"
-CLASSES = (Moments, SquaredGradients, WeightUse, Use, UseKind, Layout)
+CLASSES = (Moments, Scatter, SquaredGradients, WeightUse, Use, UseKind, Layout)
 
 
 def save_stats(path: str | os.PathLike[str], stats: Stats, *, overwrite: bool = False) -> None:

@@ -24,3 +24,6 @@ from lrjax.metrics.second import Frobenius as Frobenius
 from lrjax.metrics.second import Input as Input
 from lrjax.metrics.second import TwoSided as TwoSided
 from lrjax.metrics.second import default_kind as default_kind
+from lrjax.metrics.shrinkage import LedoitWolf as LedoitWolf
+from lrjax.metrics.shrinkage import Scatter as Scatter
+from lrjax.metrics.shrinkage import Shrinkage as Shrinkage

@@ -1,14 +1,15 @@
 """The metric of element-wise weights, which no pair of sides can express."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.metrics.metric import Diagonal, Metric
+from lrjax.metrics.metric import Diagonal, Metric, check_fit
 from lrjax.metrics.separable import separable_sides
 
 STEPS = 32
@@ -33,6 +34,12 @@ class Elements(Metric):
         """The metric with its sides."""
         rows, cols = separable_sides(weights)
         return cls(Diagonal(rows), Diagonal(cols), weights=weights)
+
+    def fitting(self, shape: Sequence[int]) -> Self:
+        """As `Metric.fitting`; ShapeError unless there is one weight for every entry."""
+        *stack, m, n = shape
+        check_fit("weights", self.weights, tuple(stack), (m, n))
+        return super().fitting(shape)
 
     @property
     def is_separable(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from lrjax.errors import StatsError, message
 from lrjax.metrics.metric import Metric
 from lrjax.metrics.moments import Moments, WeightStats
+from lrjax.metrics.shrinkage import Shrinkage, shrinkage_from_json
 
 
 class Need(enum.Enum):
@@ -45,7 +46,9 @@ class Kind(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """The kind as a JSON object: its class name and its fields."""
-        return {"kind": type(self).__name__, **dataclasses.asdict(self)}  # pyright: ignore
+        names = [f.name for f in dataclasses.fields(self)]  # pyright: ignore
+        plain = lambda x: x.to_json() if isinstance(x, Shrinkage) else x
+        return {"kind": type(self).__name__, **{k: plain(getattr(self, k)) for k in names}}
 
 
 def kind_from_json(data: dict[str, Any]) -> Kind:
@@ -65,7 +68,8 @@ def kind_from_json(data: dict[str, Any]) -> Kind:
                 todo="import the module that defines it",
             )
         )
-    return known[name](**fields)
+    rules = lambda x: shrinkage_from_json(x) if isinstance(x, dict) else x
+    return known[name](**{field: rules(value) for field, value in fields.items()})
 
 
 def _descendants(cls: type) -> list[type]:

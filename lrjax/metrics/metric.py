@@ -4,13 +4,16 @@ Fields of pytrees are typed Any: JAX also builds them of sentinels, specs and sh
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lrjax.errors import ShapeError, message
 from lrjax.linalg import weighted_residual, weighted_spectrum
+from lrjax.linalg.stack import working
 
 
 @jax.tree_util.register_dataclass
@@ -71,6 +74,21 @@ class Metric:
 
         return Metric(side(self.rows), side(self.cols), spread(self.mean, 1))
 
+    def fitting(self, shape: Sequence[int]) -> Self:
+        """The metric in floating arrays, for matrices of shape [*S, m, n].
+
+        Raises:
+          ShapeError: a side, or the mean, is not of the matrices' sizes, or of other stack axes.
+        """
+        *stack, m, n = shape
+        for name, found, size in (("rows", self.rows, m), ("cols", self.cols, n)):
+            if (array := _array(found)) is not None:
+                ends = (size, size) if isinstance(found, Gram) else (size,)
+                check_fit(name, array, tuple(stack), ends)
+        if self.mean is not None:
+            check_fit("mean", self.mean, tuple(stack), (m,))
+        return jax.tree.map(lambda x: working(jnp.asarray(x)), self)
+
     @property
     def is_separable(self) -> bool:
         """Whether whitening by `arrays` is exact, so that tails of the spectrum are optima."""
@@ -90,6 +108,14 @@ class Metric:
         rows, cols = self.arrays()
         return weighted_residual(w, left, right, rows=rows, cols=cols)
 
+    def norm(self, delta: Float[Array, "*S m n"]) -> Float[Array, "*S"]:
+        """loss(delta)^.5, in a unit in which its squares cannot leave the range."""
+        delta = delta.astype(jnp.float32)
+        peak = jnp.max(jnp.abs(delta), axis=(-2, -1))
+        unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
+        lost = self.loss(delta / unit[..., None, None])
+        return jnp.sqrt(jnp.maximum(lost, 0)) * unit
+
     def loss(self, delta: Float[Array, "*S m n"]) -> Float[Array, "*S"]:
         """tr(D' rows D cols) per stack entry [*S], in float32."""
         delta = delta.astype(jnp.float32)
@@ -98,6 +124,18 @@ class Metric:
             transposed = _apply_rows(self.cols, jnp.swapaxes(weighted, -1, -2))
             weighted = jnp.swapaxes(transposed, -1, -2)
         return jnp.sum(weighted * delta, axis=(-2, -1))
+
+
+def check_fit(name: str, array: Any, stack: tuple[int, ...], ends: tuple[int, ...]) -> None:
+    """ShapeError unless an array is [*S, *ends], S spreading to the stack axes."""
+    shape = jnp.shape(array)
+    lead = shape[: max(len(shape) - len(ends), 0)]
+    own = (1,) * (len(stack) - len(lead)) + lead
+    spreads = len(own) == len(stack) and all(a in (1, b) for a, b in zip(own, stack, strict=True))
+    if shape[len(lead) :] != ends or not spreads:
+        expected = f"{ends}, or behind leading axes {stack}" if stack else f"{ends}"
+        todo = "Calibrate with the model that is compressed, or correct the metric."
+        raise ShapeError(message(got=f"metric {name} of {shape}", expected=expected, todo=todo))
 
 
 def _array(side: Side) -> Array | None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lrjax.metrics.metric import Diagonal, Gram
+from lrjax.metrics.shrinkage import Shrinkage, merge_scatters
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +22,7 @@ class Moments:
         second: E[z z'] [*S, d, d], or its diagonal [*S, d] if `diagonal`.
         diagonal: only the diagonal is stored (looked-up rows: the tokens' frequencies).
         magnitude: E|z| [*S, d]; None where it was not asked for.
+        scatter: how far examples lie apart; None where only the diagonal is stored.
     """
 
     count: Any
@@ -28,31 +30,43 @@ class Moments:
     second: Any
     diagonal: bool = dataclasses.field(default=False, metadata={"static": True})
     magnitude: Any = None
+    scatter: Any = None
 
     @property
     def size(self) -> int:
         """Length d of the vector."""
         return self.second.shape[-1]
 
-    def side(self, *, center: bool = False, shrink: float = 0.0) -> Diagonal | Gram:
+    def side(self, *, center: bool = False, shrink: float | Shrinkage = 0.0) -> Diagonal | Gram:
         """The moment as one side of a metric, [*S, d, d] or [*S, d].
 
-        S = E[z z'] - center E[z] E[z]', then (1 - shrink) S + shrink tr(S) / d I: towards the mean
-        diagonal, so that the unit of the loss stays (Ledoit and Wolf, 2004).
+        With C = E[z z'] - E[z] E[z]' (E[z] is zero where it was not kept) it is
+        C + r (tr(C) / d I - C), and unless `center` E[z] E[z]' again: the unit of the loss stays,
+        and the mean, which a few tokens show well, is not shrunk.
+
+        Args:
+            center: leave the mean's part out.
+            shrink: r in [0, 1], or the rule that finds it; of a diagonal, rules find 0.
         """
         second = self.second.astype(jnp.float32)
-        if center and self.mean is not None:
-            mean = self.mean.astype(jnp.float32)
-            second -= mean**2 if self.diagonal else mean[..., :, None] * mean[..., None, :]
+        covariance = second if self.mean is None else second - self._mean_part()
+        given = covariance if center else second
         if self.diagonal:
-            values = jnp.maximum(second, 0.0)
-            if shrink:
-                values = (1 - shrink) * values + shrink * jnp.mean(values, axis=-1, keepdims=True)
-            return Diagonal(values)
-        if shrink:
-            level = jnp.trace(second, axis1=-2, axis2=-1)[..., None, None] / self.size
-            second = (1 - shrink) * second + shrink * level * jnp.eye(self.size, dtype=second.dtype)
-        return Gram(second)
+            share = 0.0 if isinstance(shrink, Shrinkage) else shrink
+            level = jnp.mean(covariance, axis=-1, keepdims=True)
+            return Diagonal(jnp.maximum(given + share * (level - covariance), 0.0))
+        if isinstance(shrink, Shrinkage):
+            share = shrink.share(covariance, self.count, self.scatter)[..., None, None]
+        elif shrink:
+            share = shrink
+        else:
+            return Gram(given)
+        level = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / self.size
+        return Gram(given + share * (level * jnp.eye(self.size) - covariance))
+
+    def _mean_part(self) -> Array:
+        mean = self.mean.astype(jnp.float32)
+        return mean**2 if self.diagonal else mean[..., :, None] * mean[..., None, :]
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -68,7 +82,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
     some = lambda x, y: None if x is None or y is None else mix(x, y)
     mean, magnitude = some(a.mean, b.mean), some(a.magnitude, b.magnitude)
-    return Moments(total, mean, mix(a.second, b.second), a.diagonal, magnitude)
+    known = a.scatter is not None and b.scatter is not None
+    scatter = merge_scatters(a.scatter, b.scatter) if known else None  # pyright: ignore
+    return Moments(total, mean, mix(a.second, b.second), a.diagonal, magnitude, scatter)
 
 
 @jax.tree_util.register_dataclass

@@ -5,6 +5,7 @@ import dataclasses
 from lrjax.metrics.kind import Kind, Need, has_bias, need_moments
 from lrjax.metrics.metric import Metric
 from lrjax.metrics.moments import WeightStats
+from lrjax.metrics.shrinkage import LedoitWolf, Shrinkage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Input(Kind):
 
     The metric of DRONE, SVD-LLM (arXiv:2403.07378) and Swift-SVD (arXiv:2604.01609). With
     `center`, A is the covariance and the bias takes the mean's part (AFM: Yu and Wu, 2023).
-    `shrink` moves A towards its mean diagonal.
+    `shrink` moves the covariance towards its mean diagonal, by a share or by a rule.
     """
 
     center: bool = False
-    shrink: float = 0.0
+    shrink: float | Shrinkage = 0.0
 
     @property
     def needs(self):
@@ -47,12 +48,12 @@ class TwoSided(Kind):
     """loss(D) = tr(D' A D G), A = E[x x'], G = E[g g']: the loss's own second-order change (K-FAC).
 
     Inputs and output gradients are taken per token and as independent (arXiv:1503.05671); used for
-    factoring by KFAC-SVD. `center` as in `Input`; each side may shrink towards its mean diagonal.
+    factoring by KFAC-SVD. `center` as in `Input`; each side may shrink, by a share or by a rule.
     """
 
     center: bool = False
-    shrink_rows: float = 0.0
-    shrink_cols: float = 0.0
+    shrink_rows: float | Shrinkage = 0.0
+    shrink_cols: float | Shrinkage = 0.0
 
     @property
     def needs(self):
@@ -80,7 +81,11 @@ def default_kind(stats: WeightStats | None) -> Kind:
     """The kind that uses all a weight's statistics: TwoSided, else Input, else Frobenius.
 
     Centred, for it costs nothing and helps; a weight without a bias is not centred all the same.
+    Shrunk by `LedoitWolf`: with few examples it decides, with many it does nothing.
     """
     if stats is None or stats.rows is None:
         return Frobenius()
-    return Input(center=True) if stats.cols is None else TwoSided(center=True)
+    rule = LedoitWolf()
+    if stats.cols is None:
+        return Input(center=True, shrink=rule)
+    return TwoSided(center=True, shrink_rows=rule, shrink_cols=rule)

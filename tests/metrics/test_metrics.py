@@ -13,6 +13,7 @@ from lrjax.metrics import (
     Frobenius,
     Gram,
     Input,
+    LedoitWolf,
     Metric,
     Moments,
     TwoSided,
@@ -101,10 +102,12 @@ def test_frobenius_and_diagonal_rows(rng):
 
 
 def test_shrinkage_keeps_the_trace_and_lifts_singular_grams(rng):
-    _, rows = moments(rng, M, 2)
+    """Of the covariance: what the mean adds stays as it is."""
+    x, rows = moments(rng, M, 3)
     gram = np.asarray(Input(shrink=0.25).bind(WeightStats(rows), (M, N)).rows.matrix)
     np.testing.assert_allclose(np.trace(gram), np.trace(rows.second), rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.eigvalsh(gram)[0], 0.25 * np.trace(gram) / M, rtol=1e-3)
+    level = 0.25 * np.trace(np.cov(x.T, bias=True)) / M
+    np.testing.assert_allclose(np.linalg.eigvalsh(gram)[0], level, rtol=1e-3)
 
 
 def test_stacked_and_broadcast_metrics_equal_the_loop(rng):
@@ -154,23 +157,34 @@ def test_missing_and_foreign_statistics_are_named(rng):
 
 
 @pytest.mark.parametrize(
-    "kind", [Frobenius(), Input(center=True, shrink=0.1), TwoSided(shrink_cols=0.3)]
+    "kind",
+    [
+        Frobenius(),
+        Input(center=True, shrink=0.1),
+        Input(shrink=LedoitWolf()),
+        TwoSided(shrink_rows=LedoitWolf(), shrink_cols=0.3),
+    ],
 )
 def test_kinds_are_hashable_and_round_trip_json(kind):
-    assert kind_from_json(json.loads(json.dumps(kind.to_json()))) == kind
-    assert len({kind, type(kind)(**{k: v for k, v in kind.to_json().items() if k != "kind"})}) == 1
+    again = kind_from_json(json.loads(json.dumps(kind.to_json())))
+    assert again == kind
+    assert len({kind, again}) == 1
 
 
 def test_unknown_kind_is_named():
     with pytest.raises(StatsError, match="Guess"):
         kind_from_json({"kind": "Guess"})
+    with pytest.raises(StatsError, match=r"Guess.*LedoitWolf"):
+        kind_from_json({"kind": "Input", "shrink": {"shrinkage": "Guess"}})
 
 
 def test_default_kind_uses_all_there_is(rng):
     _, rows = moments(rng, M, 10)
     assert default_kind(None) == Frobenius()
-    assert default_kind(WeightStats(rows)) == Input(center=True)
-    assert default_kind(WeightStats(rows, rows)) == TwoSided(center=True)
+    rule = LedoitWolf()
+    assert default_kind(WeightStats(rows)) == Input(center=True, shrink=rule)
+    both = TwoSided(center=True, shrink_rows=rule, shrink_cols=rule)
+    assert default_kind(WeightStats(rows, rows)) == both
 
 
 def test_metrics_pass_through_jit_and_vmap(rng):
