@@ -99,17 +99,14 @@ class Factored(Weight, Operators, abc.ABC):
         Args:
           activation: the array and its labels.
           labels: the weight's; what both have is a batch, or is summed.
-          sides: labels that go, and those that come in their place.
+          sides: labels that go, and those that come.
           keep: labels that stay.
           precision: as in `jax.lax.dot_general`.
         """
-        x, own = activation
-        gone, new = sides
-        stay = [k for k in own if k in keep and k not in gone]
-        batch = [k for k in labels if k in keep and k not in (*own, *new)]
-        at = min(own.index(k) for k in gone)
-        before = [k for k in stay if own.index(k) < at]
-        out = (*batch, *before, *new, *(k for k in stay if k not in before))
+        (x, own), (gone, new) = activation, sides
+        batch = [k for k in labels if k in keep and k not in new]
+        rest = [k for k in own if k in keep and k not in gone and k not in batch]
+        out = (*batch, *new[:-1], *rest, *new[-1:])  # as batched products lay them out
         return product([(x, own), (self, labels)], out, precision=precision), out
 
     def astype(self, dtype: Any) -> Self:
