@@ -87,14 +87,6 @@ class Spec(ABC):
     def with_rank(self, rank: Any) -> Self:
         """The spec with its size fixed to one of `Options.ranks`."""
 
-    def ranked(self, w: np.ndarray) -> Self:
-        """The spec with the ranks that its rule finds in the matrices [*S, m, n]; on the host."""
-        if self.rank_by is None:
-            return self
-        ranks = [self.rank_by.rank(x) for x in self.unfoldings(w)]
-        return dataclasses.replace(self, rank_by=None).with_unfolding_ranks(ranks, w.shape)
-
-    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
     @property
     def family(self) -> "Spec":
         """What weights share that one call solves: the spec, but for ranks that can be cut after.
@@ -110,6 +102,14 @@ class Spec(ABC):
         """
         return self, np.zeros((len(specs), 0), int)
 
+    def ranked(self, w: np.ndarray) -> Self:
+        """The spec with the ranks that its rule finds in the matrices [*S, m, n]; on the host."""
+        if self.rank_by is None:
+            return self
+        ranks = [self.rank_by.rank(x) for x in self.unfoldings(w)]
+        return dataclasses.replace(self, rank_by=None).with_unfolding_ranks(ranks, w.shape)
+
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
         """The matrices whose ranks bound the format's, [*S, m', n'] each; the weight's own."""
         return (w,)
 
@@ -206,17 +206,6 @@ def solve(
     )
 
 
-def _plain(value: Any) -> Any:
-    match value:
-        case Kind() | RankRule():
-            return value.to_json()
-        case enum.Enum():
-            return value.name
-        case tuple():
-            return [_plain(v) for v in value]
-    return value
-
-
 @functools.singledispatch
 def solve_covering(
     spec: Spec,
@@ -238,6 +227,17 @@ def solve_covering(
       key: randomness.
     """
     return solve(spec, w, metric=metric, key=key)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Kind() | RankRule():
+            return value.to_json()
+        case enum.Enum():
+            return value.name
+        case tuple():
+            return [_plain(v) for v in value]
+    return value
 
 
 def _concrete(cls: type) -> Iterator[type]:

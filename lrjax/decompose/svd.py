@@ -101,7 +101,6 @@ class SVD(Spec):
             )
         return rank
 
-    @classmethod
     @property
     def family(self) -> Spec:
         """All ranks of one kind."""
@@ -114,6 +113,7 @@ class SVD(Spec):
         spec = dataclasses.replace(self.with_rank(most), allow_above_break_even=True)
         return spec, ranks
 
+    @classmethod
     def field_from_json(cls, name: str, value: Any) -> Any:
         """Accuracies by name."""
         if name != "accuracy":
@@ -161,7 +161,6 @@ def solve_svd(
     return LowRank(left, right), dataclasses.replace(info, residual=residual)
 
 
-def balanced(
 @solve_covering.register
 def solve_covering_svd(
     spec: SVD,
@@ -185,6 +184,7 @@ def solve_covering_svd(
 
 
 @jax.jit
+def balanced(
     left: Float[Array, "*S m r"], right: Float[Array, "*S r n"]
 ) -> tuple[Float[Array, "*S m r"], Float[Array, "*S r n"]]:
     """The same product, each column of left as long as its row of right; zero pairs stay."""
