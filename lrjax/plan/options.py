@@ -69,22 +69,6 @@ class Choices:
             self.kind.is_model_loss,
         )
 
-    def rivals(self, j: int, currency: Currency) -> tuple[tuple[str, float | None], ...]:
-        """The other candidates: the least loss of each at the cost of option j, over that of j.
-
-        None where a candidate has no option that costs as little.
-        """
-        costs, found = self.costs(currency), []
-        for candidate, spec in enumerate(self.target.specs):
-            if candidate == self.origin[j]:
-                continue
-            own = np.flatnonzero((self.origin == candidate) & (costs <= costs[j]))
-            least = float(self.error[own].min()) if len(own) else None
-            base = float(self.error[j])
-            ratio = None if least is None else least / base if base > 0 else float("inf")
-            found.append((type(spec).__name__, ratio))
-        return tuple(found)
-
 
 def dense_flops(target: Target) -> int:
     """FLOPs per activation row of the dense weight; reading rows of a table takes none."""

@@ -20,9 +20,12 @@ from lrjax.plan.knapsack import least_cost
 from lrjax.plan.matching import Rule, Target, targets
 from lrjax.plan.options import Choices, choices, dense_flops
 from lrjax.plan.record import Entry, Plan
+from lrjax.plan.rivals import rivals, why
 from lrjax.plan.spectra import measure, spectra
 from lrjax.plan.trial import corrected
 from lrjax.trees import Tree
+
+_Choice = tuple[Choices, int, Budget | None]
 
 
 def plan(
@@ -75,7 +78,7 @@ def plan(
     bounds = _bounds(planned, stats, kinds)
     options = _options(planned, bounds, kinds, tile)
     groups = _groups(params, matched, budget)
-    chosen: dict[str, tuple[Choices, int, str]] = {}
+    chosen: dict[str, _Choice] = {}
     for glob, limit, members in groups:
         mine = [options[t.path] for t in members if t.path in options]
         if trials and limit is not None:
@@ -189,8 +192,8 @@ def _allocate(
     mine: list[Choices],
     allocation: Allocation | None,
     matched: list[Target],
-) -> dict[str, tuple[Choices, int, str]]:
-    """Path -> (choices, index of the chosen one, why)."""
+) -> dict[str, _Choice]:
+    """Path -> (choices, index of the chosen one, limit)."""
     if limit is None:
         free = next((c for c in mine if not c.is_fixed), None)
         if free is not None:
@@ -202,7 +205,7 @@ def _allocate(
                     todo="Pass budget=Budget(keep=0.5), or give the spec a rank.",
                 )
             )
-        return {c.target.path: (c, 0, _why(c, 0, None)) for c in mine}
+        return {c.target.path: (c, 0, None) for c in mine}
     currency = limit.currency
     demands = [c.demand(currency) for c in mine]
     money = _money(params, glob, limit, mine, matched)
@@ -215,7 +218,7 @@ def _allocate(
     spent = sum(int(d.costs[j]) for d, j in zip(demands, picks, strict=True))
     if spent > money:
         raise _unreachable(glob, limit, money, spent, sum(d.dense_cost for d in demands))
-    return {c.target.path: (c, j, _why(c, j, limit)) for c, j in zip(mine, picks, strict=True)}
+    return {c.target.path: (c, j, limit) for c, j in zip(mine, picks, strict=True)}
 
 
 def _money(
@@ -260,30 +263,7 @@ def _unreachable(glob: str, limit: Budget, money: int, least: int, dense: int) -
     )
 
 
-def _why(c: Choices, j: int, limit: Budget | None) -> str:
-    """Why this option: the budget, and what the other candidates would have lost."""
-    spec = c.specs[j]
-    if c.is_fixed and spec is not None:
-        ruled = c.origin[j] in c.target.ruled
-        return "rank by its rule" if ruled else "fixed by its spec"
-    no = "; ".join(f"{type(c.target.specs[k]).__name__}: {why}" for k, why in c.refused.items())
-    if spec is None:
-        many = len(c.target.specs) > 1
-        said = "dense: worth its cost" if len(c.specs) > 1 else "dense: no candidate is smaller"
-        said += "; none of the candidates helps" if many and len(c.specs) > 1 else ""
-        return f"{said} ({no})" if no else said
-    if len(c.target.specs) == 1:
-        return str(limit)
-    others = ", ".join(
-        f"{name} {ratio:.3g}x" if ratio is not None else f"{name} too large"
-        for name, ratio in c.rivals(j, (limit or Budget(keep=1.0)).currency)
-    )
-    first = c.origin[j] == 0
-    verdict = f"none helps, stays {type(spec).__name__}" if first else "least loss"
-    return f"{limit}; {verdict}: loss of {others}" + (f" ({no})" if no else "")
-
-
-def _entry(t: Target, chosen: tuple[Choices, int, str] | None) -> Entry:
+def _entry(t: Target, chosen: _Choice | None) -> Entry:
     itemsize = getattr(getattr(t.leaf, "dtype", None), "itemsize", 0)
     shape = tuple(np.shape(t.leaf))
     size = 0 if t.shared else t.size
@@ -301,7 +281,8 @@ def _entry(t: Target, chosen: tuple[Choices, int, str] | None) -> Entry:
     if chosen is None:
         kept = {"params": size, "bytes": size * itemsize, "flops": flops}
         return Entry(**fields, **kept, spec=None, kind=default_kind(None), reason=t.reason)
-    c, j, why = chosen
+    c, j, limit = chosen
+    others = rivals(c, j, Currency.PARAMS if limit is None else limit.currency)
     return Entry(
         **fields,
         spec=c.specs[j],
@@ -311,5 +292,6 @@ def _entry(t: Target, chosen: tuple[Choices, int, str] | None) -> Entry:
         flops=int(c.flops[j]),
         loss=float(c.error[j]),
         total=c.total,
-        reason=why,
+        reason=why(c, j, others, limit),
+        rivals=others,
     )

@@ -13,6 +13,7 @@ from lrjax.errors import ArtefactError, message
 from lrjax.formats.layout import Layout
 from lrjax.metrics import Kind, kind_from_json
 from lrjax.plan.budget import Budget
+from lrjax.plan.rivals import Rival
 from lrjax.plan.table import bytes_text, shape_text, table
 
 VERSION = 1
@@ -35,6 +36,7 @@ class Entry:
         total: loss of dropping the weight altogether, in the same unit.
         reason: why this choice.
         shared: path of the weight that this one is an alias of; it costs nothing then.
+        rivals: the candidates that were not chosen, and what each would have lost.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Entry:
     total: float = 0.0
     reason: str = ""
     shared: str | None = None
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def keep(self) -> float:
@@ -70,6 +73,7 @@ class Entry:
         data |= {"shape": list(self.shape), "kind": self.kind.to_json()}
         data["layout"] = {"rows": list(self.layout.rows), "cols": list(self.layout.cols)}
         data["spec"] = None if self.spec is None else self.spec.to_json()
+        data["rivals"] = [rival.to_json() for rival in self.rivals]
         return data
 
     @classmethod
@@ -79,6 +83,7 @@ class Entry:
         spec = None if data["spec"] is None else spec_from_json(data["spec"])
         kind = kind_from_json(data["kind"])
         new = {"shape": tuple(data["shape"]), "layout": layout, "spec": spec, "kind": kind}
+        new["rivals"] = tuple(map(Rival.from_json, data.get("rivals", ())))
         return cls(**(dict(data) | new))
 
 

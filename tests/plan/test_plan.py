@@ -355,7 +355,14 @@ class TestCandidates:
         assert "Kronecker" in p["low"].reason
         assert "SharedBasis: got shape" in p["low"].reason
         assert p["flat"].spec is None
-        assert "none of the candidates helps" in p["flat"].reason
+        assert "none of the candidates helps: SVD loses" in p["flat"].reason
+        assert [type(r.spec) for r in p["kron"].rivals] == [SVD, SharedBasis]
+        low, basis = p["kron"].rivals
+        assert low.params <= p["kron"].params < low.params + 24 + 30
+        tail = np.linalg.svd(np.asarray(params["kron"]), compute_uv=False)[low.spec.rank :]
+        np.testing.assert_allclose(low.loss, np.sum(tail**2), rtol=1e-3)
+        assert basis.loss is None
+        assert "got shape" in basis.why
         small = compress(params, p)
         for e in p.factored:
             w, found = np.asarray(params[e.path]), np.asarray(densify(small[e.path]))
