@@ -14,7 +14,7 @@ from lrjax import trees
 from lrjax.calibrate import Stats
 from lrjax.decompose import SVD, BlockSVD, Spec
 from lrjax.decompose.spec import solve_covering
-from lrjax.errors import ShapeError, StatsError, message
+from lrjax.errors import LrjaxError, ShapeError, StatsError, message
 from lrjax.formats import LowRank, Sum
 from lrjax.formats.layout import low_rank
 from lrjax.linalg import Info, Status
@@ -124,7 +124,10 @@ def _solve(batch: list[_Job], real: int, key: jax.Array) -> Iterator[tuple[_Job,
     # The key depends on the kind of weight alone: no weight's bits hang on its neighbours'.
     key = jax.random.fold_in(key, zlib.crc32(repr((spec.family, shape)).encode()))
     w, metric = stacked([job.bound for job in batch])
-    solved = _solve_jit(covering, w, metric, key, jnp.asarray(ranks))
+    try:
+        solved = _solve_jit(covering, w, metric, key, jnp.asarray(ranks))
+    except LrjaxError as e:
+        raise type(e)(f"{', '.join(job.entry.path for job in batch[:real])}: {e}") from e
     for i, job in enumerate(batch[:real]):
         factors, shift, info = jax.tree.map(lambda x: x[i], solved)  # noqa: B023
         yield job, _Solution(_cut(factors, job), shift, info)

@@ -1,11 +1,11 @@
 """Bands of a table's rows by frequency, each of its own rank (GroupReduce, arXiv:1806.06950)."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -71,7 +71,7 @@ class Banded(Spec):
     def measure(self, w: Array, metric: Metric) -> Array:
         """Singular values of each band, whitened by the metric, [*S, bands, n]."""
         bands, n = self._bands(working(w), metric)[0], w.shape[-1]
-        values = [band.solved.spectrum(band.matrix) for band in bands]
+        values = [band.metric.spectrum(band.matrix) for band in bands]
         pad = lambda s: jnp.pad(s, [*[(0, 0)] * (s.ndim - 1), (0, n - s.shape[-1])])
         return jnp.stack([pad(s) for s in values], axis=-2)
 
@@ -148,8 +148,7 @@ class Banded(Spec):
             here = order[..., start : start + size]
             own = jnp.take_along_axis(rows, here, axis=-1)
             matrix = jnp.take_along_axis(w, here[..., None], axis=-2)
-            solved = Metric(Diagonal(jnp.maximum(own, least)), metric.cols)
-            bands.append(_Band(matrix, solved, Metric(Diagonal(own), metric.cols)))
+            bands.append(_Band(matrix, Metric(Diagonal(jnp.maximum(own, least)), metric.cols)))
             start += size
         return bands, order
 
@@ -161,10 +160,9 @@ def _params(ranks: Sequence[int], sizes: np.ndarray, n: int) -> int:
 
 
 class _Band(NamedTuple):
-    """Rows of one band, the metric that they are solved under, and that of the table."""
+    """Rows of one band, and the metric that they are solved under."""
 
     matrix: Array
-    solved: Metric
     metric: Metric
 
 
@@ -179,33 +177,37 @@ def solve_banded(
 ) -> tuple[BandedWeight, Info]:
     """The optimum of every band under the metric; of a metric's rows the diagonal counts.
 
-    The solve is direct, so `init` is not used. The residual is that of the cast factors.
+    The solve is direct, so `init` is not used. The residual is that of the cast factors, under the
+    whole metric.
 
     Raises:
       RankError: no ranks are given, or impossible ones.
       ShapeError: the table has fewer rows than bands.
     """
-    m, n = w.shape[-2:]
+    *stack, m, n = w.shape
     ranks = spec.given((m, n))
-    bands, order = spec._bands(working(w), metric or Metric())
+    metric = (metric or Metric()).broadcast(tuple(stack))
+    bands, order = spec._bands(working(w), metric)
     found, infos = [], []
     for band, rank in zip(bands, ranks, strict=True):
         if rank == min(band.matrix.shape[-2:]):
             found.append(band.matrix.astype(w.dtype))
             continue
-        rows, cols = band.solved.arrays()
+        rows, cols = band.metric.arrays()
         left, right, _, info = weighted_svd(band.matrix, rank, rows=rows, cols=cols, key=key)
         left, right = (x.astype(w.dtype) for x in balanced(left, right))
-        residual = band.metric.residual(band.matrix, left, right)
         found.append(LowRank(left, right))
-        infos.append(dataclasses.replace(info, residual=residual))
+        infos.append(info)
     place = jnp.argsort(order, axis=-1)
-    whole = functools.partial(jnp.zeros, w.shape[:-2])
+    whole = jnp.zeros(stack, jnp.int32)
     finite = jnp.isfinite(w).all((-2, -1))
+    for side in jax.tree.leaves(metric):
+        finite &= jnp.isfinite(side).all(range(len(stack), side.ndim))
     own = jnp.where(finite, int(Status.CONVERGED), int(Status.NON_FINITE)).astype(jnp.int32)
-    info = Info(
-        residual=jnp.sqrt(sum((i.residual**2 for i in infos), whole())),
-        iterations=sum((i.iterations for i in infos), whole(jnp.int32)),
-        status=jnp.stack([own, *(i.status for i in infos)]).max(0),
-    )
-    return BandedWeight(tuple(found), digits_of(place, m, w.dtype)), info
+    status = jnp.stack([own, *(i.status for i in infos)]).max(0)
+    failed = (status == int(Status.NON_FINITE))[..., None, None]
+    bands = jax.tree.map(lambda x: jnp.where(failed, 0, x), tuple(found))
+    table = BandedWeight(bands, digits_of(place, m, w.dtype))
+    missed = metric.norm(working(w) - working(table.densify()))
+    residual = jnp.where(failed[..., 0, 0], jnp.nan, missed)
+    return table, Info(residual, sum((i.iterations for i in infos), whole), status)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from jax import Array
 
+from lrjax.decompose.door import Door
+from lrjax.decompose.fields import check_fields
 from lrjax.decompose.rank_rule import RankRule, rank_rule_from_json
 from lrjax.errors import RuleError, message
 from lrjax.formats.layout import Layout
@@ -43,10 +45,16 @@ class Spec(ABC):
     Attributes:
         metric: the kind of metric that error is measured in; None leaves it to the plan.
         rank_by: a rule that reads the rank off the weight itself, such as `EVBMF()`.
+
+    Raises:
+        RankError: a field is not of its type, or holds a negative number.
     """
 
     metric: Kind | None = dataclasses.field(default=None, kw_only=True)
     rank_by: RankRule | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        check_fields(self)
 
     def measure(self, w: Array, metric: Metric) -> Array:
         """What `options` needs to know of the matrices [*S, m, n], from the device, jittable.
@@ -176,7 +184,7 @@ def spec_from_json(data: Mapping[str, Any]) -> Spec:
     return cls(**{k: cls.field_from_json(k, v) for k, v in fields.items()})
 
 
-@functools.singledispatch
+@Door
 def solve(
     spec: Spec,
     w: Array,
@@ -196,6 +204,9 @@ def solve(
 
     Raises:
       RuleError: no solver is registered for this type of spec.
+      DtypeError: the weight is not of a floating type.
+      ShapeError: it is no matrix or empty, or the metric does not fit it.
+      StatsError: `metric` is no metric.
     """
     raise RuleError(
         message(
@@ -235,6 +246,8 @@ def _plain(value: Any) -> Any:
             return value.to_json()
         case enum.Enum():
             return value.name
+        case np.generic():
+            return value.item()
         case tuple():
             return [_plain(v) for v in value]
     return value

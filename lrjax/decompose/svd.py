@@ -56,6 +56,7 @@ class SVD(Spec):
             raise _wrong(f"rank={self.rank!r}", "an integer of at least 1")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise _wrong(f"keep={self.keep!r}", "a share in (0, 1]")
+        super().__post_init__()
 
     @property
     def is_exact(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lrjax.decompose import Options, Spec
-from lrjax.errors import RankError, ShapeError
+from lrjax.errors import RankError, RuleError, ShapeError, message
 from lrjax.metrics import Kind
 from lrjax.plan.allocation import Demand
 from lrjax.plan.budget import Currency, of_cache
@@ -118,7 +118,7 @@ def choices(
         fixed |= given
         try:
             found = _spec_options(target, spec if given else spec.tiled(tile), seen)
-        except (RankError, ShapeError) as e:
+        except (RankError, RuleError, ShapeError) as e:
             if len(target.specs) == 1 and candidate not in target.ruled:
                 raise
             refused[candidate] = str(e).removeprefix(f"{target.path}: ")
@@ -139,6 +139,10 @@ def choices(
         specs.append(None)
         columns.append((target.size, dense_flops(target), 0.0))
         origin.append(-1)
+    if not columns:
+        got, todo = f"{target.specs} for {target.matrix_shape}", "Give the spec all its sizes."
+        expected = "sizes that the weight can have"
+        raise RankError(message(path=target.path, got=got, expected=expected, todo=todo))
     params, flops, error = zip(*columns, strict=True)
     return Choices(
         target,
@@ -156,5 +160,5 @@ def choices(
 def _spec_options(target: Target, spec: Spec, measured: Any) -> Options:
     try:
         return spec.options(target.leaf.shape, target.leaf.dtype, target.layout, measured)
-    except RankError as e:
-        raise RankError(f"{target.path}: {e}") from e
+    except (RankError, RuleError, ShapeError) as e:
+        raise type(e)(f"{target.path}: {e}") from e

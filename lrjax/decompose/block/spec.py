@@ -15,7 +15,7 @@ from lrjax.decompose.block import grid as blocks
 from lrjax.decompose.block.blast import blast
 from lrjax.decompose.block.cells import Grid, check_grid, join
 from lrjax.decompose.block.grid import block_low_rank
-from lrjax.decompose.block.hodlr import hodlr, level_spectra
+from lrjax.decompose.block.hodlr import check_levels, hodlr, level_spectra
 from lrjax.decompose.block.monarch import monarch, sorted_columns, sorted_side
 from lrjax.decompose.block.outcome import with_total
 from lrjax.decompose.block.share import ladder, lost
@@ -135,7 +135,7 @@ class BlockSVD(Spec):
         return dataclasses.replace(self, ranks=most, tile=1), ranks
 
     def _grids(self, matrix: Sequence[int]) -> tuple[Grid, ...]:
-        return _candidates(matrix, GRIDS) if self.grid is None else (self.grid,)
+        return _candidates(matrix, GRIDS) if self.grid is None else _given(self, matrix)
 
     def _given_ranks(self, grid: Grid) -> np.ndarray:
         ranks = np.asarray(self.ranks, int)
@@ -212,7 +212,7 @@ class Monarch(Spec):
         return self.with_rank((r, *grid))
 
     def _grids(self, matrix: Sequence[int]) -> tuple[Grid, ...]:
-        return _candidates(matrix, MONARCH_GRIDS, 1) if self.grid is None else (self.grid,)
+        return _candidates(matrix, MONARCH_GRIDS, 1) if self.grid is None else _given(self, matrix)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -372,6 +372,7 @@ class HODLR(Spec):
 
     def _depths(self, matrix: Sequence[int]) -> tuple[int, ...]:
         if self.ranks is not None:
+            check_levels(tuple(matrix), self.ranks)
             return (len(self.ranks),)
         if self.levels is not None:
             check_grid(tuple(matrix), (2**self.levels,) * 2, "HODLR")
@@ -474,6 +475,13 @@ def _candidates(matrix: Sequence[int], sides: Sequence[int], least: int = SMALLE
     """The square grids that divide a matrix into blocks that are not too small."""
     m, n = matrix
     return tuple((b, b) for b in sides if m % b == n % b == 0 and min(m, n) >= least * b)
+
+
+def _given(spec: BlockSVD | Monarch, matrix: Sequence[int]) -> tuple[Grid, ...]:
+    """The one grid that a spec gives; ShapeError if it does not divide the matrix."""
+    assert spec.grid is not None
+    check_grid(tuple(matrix), spec.grid, type(spec).__name__)
+    return (spec.grid,)
 
 
 def _each(w: Array, metric: Metric, measure: Any) -> Array:

@@ -76,13 +76,14 @@ def cp(
       slack: growth of the residual that the correction may spend; 0 does not correct.
 
     Raises:
-      RankError: rank below one.
+      RankError: rank or starts below one.
       ShapeError: fewer than two modes, or an empty one.
     """
     shape = w.shape[stack:]
-    if rank < 1:
-        todo = "Ask for at least one term."
-        raise RankError(message(got=f"rank {rank}", expected="a positive rank", todo=todo))
+    if rank < 1 or starts < 1:
+        todo = "Ask for at least one term, and one start."
+        got = f"rank {rank} from {starts} starts"
+        raise RankError(message(got=got, expected="positive numbers", todo=todo))
     if len(shape) < 2 or 0 in shape:
         todo = "Fold a matrix into more modes first."
         got = f"a tensor of shape {shape}"

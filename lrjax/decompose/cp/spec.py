@@ -18,6 +18,7 @@ from lrjax.decompose.spec import Options, Spec, solve
 from lrjax.errors import RankError, ShapeError, message
 from lrjax.formats.cp import CP as CPWeight
 from lrjax.formats.layout import Layout
+from lrjax.linalg.info import Status
 from lrjax.linalg.stack import working
 from lrjax.metrics import Metric
 from lrjax.ops import cost
@@ -150,10 +151,17 @@ def _stored(
     factors = [undo(f, inverse) for f, inverse in zip(found.factors, back, strict=True)]
     scale, columns = canonical(found.scale, factors)
     rows, cols = ((size,) for size in w.shape[-2:])
-    found = CPWeight(scale, columns, rows=rows, cols=cols).astype(w.dtype)
-    missed = metric.loss(working(w) - working(found.densify()))
-    residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(missed))
+    failed = info.status == int(Status.NON_FINITE)
+    scale, *columns = (_zero(failed, x) for x in (scale, *columns))
+    found = CPWeight(scale, tuple(columns), rows=rows, cols=cols).astype(w.dtype)
+    missed = metric.norm(working(w) - working(found.densify()))
+    residual = jnp.where(failed, jnp.nan, missed)
     return found, dataclasses.replace(info, residual=residual, intensity=found.intensity)
+
+
+def _zero(failed: Array, x: Array) -> Array:
+    """Zeros where a solve of the stack failed."""
+    return jnp.where(failed.reshape(*failed.shape, *(1,) * (x.ndim - failed.ndim)), 0, x)
 
 
 def _abstract(modes: tuple[int, ...], rank: int, matrix: tuple[int, int], dtype: Any) -> CPWeight:

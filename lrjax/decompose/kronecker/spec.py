@@ -113,7 +113,10 @@ class Kronecker(Spec):
 
     def _shapes(self, matrix: Sequence[int]) -> tuple[tuple[int, int], ...]:
         m, n = matrix
-        return candidates(m, n) if self.shape is None else (self.shape,)
+        if self.shape is None:
+            return candidates(m, n)
+        factor_sizes((m, n), 1, self.shape)
+        return (self.shape,)
 
     @classmethod
     def field_from_json(cls, name: str, value: Any) -> Any:

@@ -112,6 +112,9 @@ def nmf(
 def _solve(w, weights, l1, key, iterations, tol, rank, semi):
     def single(w: Array, weights: Array | None) -> tuple[LowRank, NMFInfo]:
         to_one, energy, finite = unit_of(w)
+        if weights is not None:
+            finite &= jnp.all(jnp.isfinite(weights))
+            weights = jnp.where(finite, weights, 0)
         mean = jnp.sqrt(energy / w.size)
         unit = jnp.where(finite & (mean > 0), mean, 1) / to_one
         x = jnp.where(finite, w * (1 / unit), 0)

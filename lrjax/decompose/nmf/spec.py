@@ -100,8 +100,8 @@ def solve_nmf(
     found = found.astype(w.dtype)
     if plain and w.dtype == working(w).dtype:
         return found, info
-    missed = metric.loss(working(w) - working(found.densify()))
-    residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(missed))
+    missed = metric.norm(working(w) - working(found.densify()))
+    residual = jnp.where(jnp.isnan(info.residual), jnp.nan, missed)
     return found, dataclasses.replace(info, residual=residual)
 
 
@@ -120,5 +120,6 @@ def _diagonal(side: Any) -> Array | None:
         case Diagonal(values):
             return values
         case Gram(matrix):
-            return jnp.diagonal(matrix, axis1=-2, axis2=-1)
+            finite = jnp.all(jnp.isfinite(matrix), axis=(-2, -1))[..., None]
+            return jnp.where(finite, jnp.diagonal(matrix, axis1=-2, axis2=-1), jnp.nan)
     return None

@@ -84,8 +84,8 @@ def alternate(
 def together(low: LowRank, part: Any, w: Array, metric: Metric, info: Info) -> tuple[Sum, Info]:
     """The sum in the weight's dtype, and the residual of what is stored."""
     found = Sum((low, part)).astype(w.dtype)
-    missed = metric.broadcast(w.shape[:-2]).loss(working(w) - working(found.densify()))
-    residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(jnp.maximum(missed, 0)))
+    missed = metric.broadcast(w.shape[:-2]).norm(working(w) - working(found.densify()))
+    residual = jnp.where(info.status == int(Status.NON_FINITE), jnp.nan, missed)
     return found, dataclasses.replace(info, residual=residual)
 
 

@@ -50,6 +50,12 @@ class SharedBasis(Spec):
     sweeps: int = dataclasses.field(default=SWEEPS, kw_only=True)
     tile: int = dataclasses.field(default=1, kw_only=True)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.left or self.right):
+            got, todo = "SharedBasis(left=False, right=False)", "Allow one."
+            raise RankError(message(got=got, expected="a side that may share", todo=todo))
+
     def measure(self, w: Array, metric: Metric) -> Array:
         """What each direction of the pooled bases explains, as roots [*B, 2, k + 1], left first.
 
@@ -162,8 +168,6 @@ def solve_shared(
 ) -> tuple[SharedBasisWeight, Info]:
     """The spec's bases and cores; see `lrjax.decompose.shared.shared_basis`.
 
-    The factors have the weight's dtype, and the residual is that of the cast factors.
-
     Raises:
       RankError: no rank is given, or one that is out of range.
       ShapeError: the weight has no stack axis.
@@ -172,12 +176,7 @@ def solve_shared(
         raise _unstacked(w.shape)
     metric = (metric or Metric()).broadcast(w.shape[:-2])
     rows, cols = metric.arrays()
-    found, info = shared_basis(w, spec.pair, rows=rows, cols=cols, sweeps=spec.sweeps)
-    if w.dtype == working(w).dtype:
-        return found, info
-    missed = metric.loss(working(w) - working(found.densify()))
-    residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(jnp.maximum(missed, 0)))
-    return found, dataclasses.replace(info, residual=residual)
+    return shared_basis(w, spec.pair, rows=rows, cols=cols, sweeps=spec.sweeps)
 
 
 def _unstacked(shape: Sequence[int]) -> ShapeError:

@@ -133,6 +133,9 @@ class Tucker(Spec):
         """The modes, and how many of them are rows."""
         m, n = matrix
         modes = self.modes or (m, n)
+        if self.rank is not None and len(self.rank) != len(modes):
+            got, expected = f"ranks {self.rank} for modes {modes}", "a rank, or None, for each"
+            raise RankError(message(got=got, expected=expected, todo="Give one rank a mode."))
         for cut in range(1, len(modes)):
             if math.prod(modes[:cut]) == m and math.prod(modes[cut:]) == n:
                 return modes, cut
@@ -180,8 +183,8 @@ def solve_tucker(
     found = dataclasses.replace(found, rows=w.shape[-2:-1], cols=w.shape[-1:])
     if metric.rows is None and metric.cols is None and w.dtype == working(w).dtype:
         return found, info
-    missed = metric.loss(working(w) - working(found.densify()))
-    residual = jnp.where(jnp.isnan(info.residual), jnp.nan, jnp.sqrt(jnp.maximum(missed, 0)))
+    missed = metric.norm(working(w) - working(found.densify()))
+    residual = jnp.where(jnp.isnan(info.residual), jnp.nan, missed)
     return found, dataclasses.replace(info, residual=residual)
 
 

@@ -16,7 +16,7 @@ from lrjax.decompose.weighted.metric import as_weights
 from lrjax.errors import RankError, StatsError, message
 from lrjax.formats.layout import Layout
 from lrjax.formats.low_rank import LowRank
-from lrjax.linalg.stack import working
+from lrjax.linalg.truncated import check_rank
 from lrjax.metrics import Metric
 
 
@@ -43,7 +43,10 @@ class WeightedLowRank(Spec):
     ) -> Options:
         """Ranks below break-even; the loss is that of the start, under the separable weights."""
         *stack, m, n = layout.matrix_shape(shape)
-        ranks = np.arange(1, max_rank((m, n)) + 1) if self.rank is None else np.array([self.rank])
+        ranks = np.arange(1, max_rank((m, n)) + 1)
+        if self.rank is not None:
+            check_rank(self.rank, (m, n))
+            ranks = np.array([self.rank])
         energy = np.sum(np.atleast_2d(np.asarray(spectrum, np.float64) ** 2), axis=-2)
         tails = np.append(np.cumsum(energy[::-1])[::-1], 0.0)
         params = math.prod(stack) * ranks * (m + n)
@@ -71,7 +74,7 @@ def solve_weighted(
     """The spec's factors under `Elements` weights; see `weighted_low_rank`.
 
     Diagonal sides count as weights r c'; then, and without a metric, the start is the optimum.
-    The factors have the weight's dtype; the residual is theirs.
+    The factors have the weight's dtype.
 
     Raises:
       RankError: the rank is not given, or out of range.
@@ -88,8 +91,4 @@ def solve_weighted(
         raise StatsError(message(got=got, expected="element-wise weights", todo=todo))
     limits = {"ridge": spec.ridge, "inner": spec.inner, "sweeps": spec.sweeps, "tol": spec.tol}
     found, info = weighted_low_rank(w, weights, spec.rank, init=init, key=key, **limits)
-    if w.dtype == working(w).dtype:
-        return found, info
-    found = found.astype(w.dtype)
-    missed = metric.loss(working(w) - working(found.densify()))
-    return found, dataclasses.replace(info, residual=missed**0.5)
+    return found.astype(w.dtype), info
