@@ -40,16 +40,14 @@ class Observer:
     def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Stats:
         """Moments of every tap, and squared gradients, over the batch's tokens."""
         mask = None if self.mask is None else jnp.asarray(self.mask(batch), bool)
-        sums, grads, scale = self._sums(params, batch, mask, key)
+        sums, grads = self._sums(params, batch, mask, key)
         taps = self.tapped
         inputs = {
             tap: normalise(sums[tap], diagonal=self.inputs.is_diagonal(taps.inputs[tap]))
             for tap in taps.inputs
         }
         outputs = {
-            tap: normalise(
-                grads[tap], diagonal=self.outputs.is_diagonal(taps.outputs[tap]), scale=scale
-            )
+            tap: normalise(grads[tap], diagonal=self.outputs.is_diagonal(taps.outputs[tap]))
             for tap in taps.outputs
         }
         examples = jnp.float32(_examples(batch))
@@ -59,15 +57,15 @@ class Observer:
             fisher = self.fisher(params, batch, jax.random.fold_in(key, self.fisher.fisher.seed))
         return Stats(inputs, outputs, tokens, taps.usage, fisher)
 
-    def _sums(self, params, batch, mask, key) -> tuple[dict, dict, Any]:
-        """Sums of inputs, sums of gradients, and the factor that makes them one example's own."""
+    def _sums(self, params, batch, mask, key) -> tuple[dict, dict]:
+        """Sums of inputs, and sums of each token's own gradients."""
         own = tuple(
             dataclasses.replace(r, examples=_examples(batch)) for r in (self.inputs, self.outputs)
         )
         tapped, seeds = dataclasses.replace(self.tapped, reducers=own), self.tapped.seeds
         if self.loss is None and self.probes is None:
             _, sums = tapped(params, batch, mask=mask)
-            return sums, {}, 1.0
+            return sums, {}
 
         def forward(seeds):
             outputs, sums = tapped(params, batch, seeds=seeds, mask=mask)
@@ -79,11 +77,11 @@ class Observer:
         value, pull, sums = jax.vjp(forward, seeds, has_aux=True)
         if self.probes is None or self.loss is not None:
             _check_loss(value)
-            (grads,) = pull(jnp.ones_like(value))
             # A mean over n examples has gradients of size 1 / n.
-            n = jnp.float32(_examples(batch)) if mask is None else jnp.sum(mask, dtype=jnp.float32)
-            return sums, grads, n**2
-        return sums, _probed(self.probes, value, pull, mask, key), 1.0
+            n = _examples(batch) if mask is None else jnp.sum(mask)
+            (grads,) = pull(jnp.asarray(n, value.dtype))
+            return sums, grads
+        return sums, _probed(self.probes, value, pull, mask, key)
 
 
 def _probed(probes: Probes, outputs: Any, pull: Callable, mask: Any, key: jax.Array) -> Any:

@@ -23,7 +23,8 @@ class Reducer:
         max_gram: vectors longer than this keep the diagonal alone.
         mean: whether sum z is kept.
         magnitude: whether sum |z| is kept.
-        examples: of the batch; tokens lie example by example.
+        examples: of the batch; tokens lie example by example (inside a scan over time each step
+            counts as further examples).
     """
 
     max_gram: int
@@ -75,19 +76,19 @@ class Reducer:
         return self.is_counts(tap) or tap.width > self.max_gram
 
 
-def normalise(sums: dict[str, Array], *, diagonal: bool, scale: Any = 1.0) -> Moments:
-    """Sums over tokens to means over tokens; second moments times `scale`."""
+def normalise(sums: dict[str, Array], *, diagonal: bool) -> Moments:
+    """Sums over tokens to means over tokens, of fourth powers to means over examples."""
     count = sums["count"]
     safe = jnp.where(count > 0, count, 1.0)
     over = lambda x: x / jnp.reshape(safe, safe.shape + (1,) * (x.ndim - safe.ndim))
     mean, magnitude = (over(sums[k]) if k in sums else None for k in ("mean", "magnitude"))
-    scatter = _scatter(sums["examples"], sums["square"], scale) if "square" in sums else None
-    return Moments(count, mean, over(sums["second"]) * scale, diagonal, magnitude, scatter)
+    scatter = _scatter(sums["examples"], sums["square"]) if "square" in sums else None
+    return Moments(count, mean, over(sums["second"]), diagonal, magnitude, scatter)
 
 
-def _scatter(examples: Array, square: Array, scale: Any) -> Scatter:
+def _scatter(examples: Array, square: Array) -> Scatter:
     """The scatter; of no example where fourth powers leave the range of float32."""
-    square = square / jnp.maximum(examples, 1.0) * scale**2
+    square = square / jnp.maximum(examples, 1.0)
     fits = jnp.isfinite(square)
     return Scatter(jnp.where(fits, examples, 0.0), jnp.where(fits, square, 0.0))
 
