@@ -10,8 +10,8 @@ import pytest
 
 from lrjax import ops
 from lrjax.decompose import TensorTrain, TokenTrain, solve, spec_from_json
+from lrjax.decompose.chain.digits import balanced
 from lrjax.decompose.tensor_train import rounded, token_train, train_ranks, tt_als, tt_svd
-from lrjax.decompose.tensor_train.spec import balanced
 from lrjax.errors import RankError, ShapeError
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Status

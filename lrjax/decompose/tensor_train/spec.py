@@ -12,10 +12,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from lrjax.decompose.chain.digits import Digits, balanced, bounds, interleave, pairs
+from lrjax.decompose.chain.sweeps import SWEEPS, TOL
 from lrjax.decompose.spec import Options, Spec, solve
-from lrjax.decompose.tensor_train.als import SWEEPS, TOL, tt_als
-from lrjax.decompose.tensor_train.cores import Digits, bounds, interleave
-from lrjax.decompose.tensor_train.svd import pairs, tt_svd
+from lrjax.decompose.tensor_train.als import tt_als
+from lrjax.decompose.tensor_train.svd import tt_svd
 from lrjax.decompose.tensor_train.tokens import token_train
 from lrjax.errors import RankError, message
 from lrjax.formats.layout import Layout
@@ -230,24 +231,6 @@ def solve_token_train(
       ShapeError: the digits do not hold the columns.
     """
     return token_train(w, spec.digits, spec.rank, key=key)
-
-
-@functools.lru_cache(1024)
-def balanced(size: int, count: int) -> Digits:
-    """`count` digits near each other whose product is `size`, or little more.
-
-    One percent of padding is worth a ratio of 1.2 between the digits.
-    """
-    if count == 1:
-        return (size,)
-    root = size ** (1 / count)
-    best: tuple[float, Digits] = (math.inf, ())
-    for last in range(max(int(0.5 * root), 1), int(2 * root) + 2):
-        head = balanced(-(-size // last), count - 1)
-        found = (*head, last)
-        padding = math.log(math.prod(found) / size)
-        best = min(best, (padding + 0.05 * math.log(max(found) / min(found)), found))
-    return best[1]
 
 
 def _cut(train: TensorTrainWeight, ranks: tuple[int, ...]) -> TensorTrainWeight:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from lrjax.decompose.tensor_train.cores import Digits, check_digits, check_ranks, join
-from lrjax.decompose.tensor_train.svd import split, status
+from lrjax.decompose.chain.cores import join, status
+from lrjax.decompose.chain.digits import Digits, check_digits, check_ranks
+from lrjax.decompose.chain.svd import split
 from lrjax.formats.token_train import TokenTrain
 from lrjax.linalg import Accuracy, Info, Status
 from lrjax.linalg.stack import over_stack, working
@@ -53,7 +54,7 @@ def _solve(w, key, *, digits: Digits, ranks: tuple[int, ...]):
     x = jnp.pad(working(w), ((0, 0),) * (w.ndim - 1) + ((0, missing),))
 
     def row(x: Array):
-        found = split(x.reshape(digits), ranks, key, Accuracy.DEFAULT)
+        found = split(x.reshape(digits), (1, *ranks), key, Accuracy.DEFAULT)
         cores, unit, finite = found.cores, found.unit, found.finite
         missed = jnp.sum((x * unit - join(cores).ravel())[: w.shape[-1]] ** 2)
         *others, last = (jnp.where(finite, core, 0) for core in cores)

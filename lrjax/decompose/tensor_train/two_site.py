@@ -1,20 +1,17 @@
 """Two-site sweeps (DMRG): neighbouring cores solved together, then cut apart."""
 
-from collections.abc import Callable, Sequence
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lrjax.decompose.tensor_train.cores import Train, join
-from lrjax.decompose.tensor_train.local import improve
+from lrjax.decompose.chain.cores import Chain, join
+from lrjax.decompose.chain.local import improve
+from lrjax.decompose.chain.sweeps import Problem, frames
 from lrjax.linalg import Accuracy
 from lrjax.linalg.cut import cut
 
 
-def sweep(
-    train: Train, target: Array, weigh: Callable[[Array], Array], means: Sequence[Array]
-) -> Train:
+def sweep(train: Chain, problem: Problem) -> Chain:
     """Every pair of neighbours once to the right and once to the left; right-orthonormal cores.
 
     The pair's least-squares problem is solved between orthonormal frames, and its product is cut
@@ -22,10 +19,8 @@ def sweep(
     Holtz, Rohwedder and Schneider, 2012). Under one the cut may cost more than the step gained:
     the caller keeps the best train.
     """
-    d, cores = len(train), list(train)
-    left, right = [jnp.ones((1, 1, 1))] * d, [jnp.ones((1, 1, 1))] * d
-    for k in range(d - 1, 0, -1):
-        right[k - 1] = join((cores[k], right[k]))
+    d, cores, (left, right) = len(train), list(train), frames(train)
+    target, weigh, means = problem
 
     def solved(k: int) -> Array:
         """The pair k, k + 1 as a matrix [(r d_k), (d_{k+1} s)]."""

@@ -1,7 +1,4 @@
-"""Matrices as tensors of digit pairs, and what every tensor-train solver needs of cores.
-
-A train in here is a tuple of cores [r_{k-1}, d_k, r_k], d_k = m_k n_k; r_0 = r_d = 1.
-"""
+"""Matrices as tensors: each mode is a digit of the row index beside one of the column index."""
 
 import functools
 import math
@@ -11,10 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from lrjax.errors import RankError, ShapeError, message
-from lrjax.linalg.stack import dot
 
 Digits = tuple[int, ...]
-Train = tuple[Float[Array, "_ _ _"], ...]
+
+
+def pairs(rows: Digits, cols: Digits) -> tuple[int, ...]:
+    """Sizes of the pairs of digits, d_k = m_k n_k."""
+    return tuple(m * n for m, n in zip(rows, cols, strict=True))
 
 
 def interleave(w: Shaped[Array, "*S M N"], rows: Digits, cols: Digits) -> Shaped[Array, "..."]:
@@ -44,14 +44,42 @@ def separate(x: Float[Array, "*d"], rows: Digits, cols: Digits) -> Float[Array, 
     return x.reshape(math.prod(rows), math.prod(cols))
 
 
-def join(cores: Train) -> Float[Array, "_ D _"]:
-    """Cores contracted from the left, [r_0, d_1 ... d_k, r_k]."""
+@functools.lru_cache(1024)
+def balanced(size: int, count: int) -> Digits:
+    """`count` digits near each other whose product is `size`, or little more.
 
-    def pair(a: Array, b: Array) -> Array:
-        y = dot(a.reshape(-1, a.shape[-1]), b.reshape(b.shape[0], -1))
-        return y.reshape(a.shape[0], -1, b.shape[-1])
+    One percent of padding is worth a ratio of 1.2 between the digits.
+    """
+    if count == 1:
+        return (size,)
+    root = size ** (1 / count)
+    best: tuple[float, Digits] = (math.inf, ())
+    for last in range(max(int(0.5 * root), 1), int(2 * root) + 2):
+        head = balanced(-(-size // last), count - 1)
+        found = (*head, last)
+        padding = math.log(math.prod(found) / size)
+        best = min(best, (padding + 0.05 * math.log(max(found) / min(found)), found))
+    return best[1]
 
-    return functools.reduce(pair, cores)
+
+def check_digits(w: Array, rows: Digits, cols: Digits) -> None:
+    """Check that the digits hold the last two dimensions of w.
+
+    Raises:
+      ShapeError: they do not, or more than the last block of a side would be padding.
+    """
+    if w.ndim < 2 or len(rows) != len(cols) or not rows:
+        got = f"digits {rows} and {cols} for shape {w.shape}"
+        todo = "Use ones where one side has fewer digits."
+        expected = "as many digits of rows as of columns, and a matrix"
+        raise ShapeError(message(got=got, expected=expected, todo=todo))
+    for name, size, digits in zip(("rows", "columns"), w.shape[-2:], (rows, cols), strict=True):
+        block = math.prod(digits[1:])
+        if math.prod(digits) < size or size <= (digits[0] - 1) * block:
+            got = f"{size} {name} for digits {digits}, {math.prod(digits)} in all"
+            expected = f"digits whose product is {size}, or more by less than {block}"
+            todo = "Choose digits that fit, e.g. the first as ceil(size / product of the others)."
+            raise ShapeError(message(got=got, expected=expected, todo=todo))
 
 
 def bounds(shape: Sequence[int]) -> tuple[int, ...]:
@@ -80,23 +108,3 @@ def check_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
             expected = f"1 to {most}: a rank times its digit on either side"
             raise RankError(message(got=got, expected=expected, todo="Change the ranks."))
     return ranks
-
-
-def check_digits(w: Array, rows: Digits, cols: Digits) -> None:
-    """Check that the digits hold the last two dimensions of w.
-
-    Raises:
-      ShapeError: they do not, or more than the last block of a side would be padding.
-    """
-    if w.ndim < 2 or len(rows) != len(cols) or not rows:
-        got = f"digits {rows} and {cols} for shape {w.shape}"
-        todo = "Use ones where one side has fewer digits."
-        expected = "as many digits of rows as of columns, and a matrix"
-        raise ShapeError(message(got=got, expected=expected, todo=todo))
-    for name, size, digits in zip(("rows", "columns"), w.shape[-2:], (rows, cols), strict=True):
-        block = math.prod(digits[1:])
-        if math.prod(digits) < size or size <= (digits[0] - 1) * block:
-            got = f"{size} {name} for digits {digits}, {math.prod(digits)} in all"
-            expected = f"digits whose product is {size}, or more by less than {block}"
-            todo = "Choose digits that fit, e.g. the first as ceil(size / product of the others)."
-            raise ShapeError(message(got=got, expected=expected, todo=todo))
