@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from lrjax.linalg.stack import dot
+from lrjax.linalg.stack import dot, dot_t
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +43,7 @@ class Normal:
 
     def image(self, v: Float[Array, "b n"]) -> Float[Array, "b m"]:
         """V W' in the operator's unit: the images of the rows of V."""
-        return dot(v, self.w.T) * self.unit
+        return dot_t(v * self.unit, self.w)
 
     def apply(self, v: Float[Array, "b n"]) -> tuple[Float[Array, "b n"], Float[Array, "b m"]]:
         """V M, and the images on the way to it."""

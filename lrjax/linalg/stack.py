@@ -8,10 +8,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+FEW_ROWS = 64
+"""Rows from which a product with a transposed matrix is bound by arithmetic; see `dot_t`."""
+
 
 def dot(a: Array, b: Array) -> Array:
     """Product in the full precision of its inputs, on every backend."""
     return jnp.matmul(a, b, precision="highest")
+
+
+def dot_t(a: Array, b: Array) -> Array:
+    """A B' for few rows A and a large B, in the full precision of its inputs.
+
+    XLA's CPU backend is slow where a large right operand is read along its rows, and quick where
+    that is the left one, (B A')': 4 and 16 rows times (2048 x 1152)' take 0.18 and 0.4 ms so, 0.4
+    and 0.9 ms as they stand. The barriers keep the small transposes out of the product.
+    """
+    if len(a) > FEW_ROWS or jax.default_backend() != "cpu":
+        return dot(a, b.T)
+    barrier = lax.optimization_barrier
+    return barrier(barrier(dot(b, barrier(a.T))).T)
 
 
 def working(x: Array) -> Array:

@@ -14,8 +14,8 @@ from lrjax.linalg.info import Info, Status
 from lrjax.linalg.normal import Leading, Normal
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.policy import Accuracy, Method, choose
-from lrjax.linalg.stack import dot, over_stack, working
-from lrjax.linalg.tensor import CANCELS, squares
+from lrjax.linalg.stack import over_stack, working
+from lrjax.linalg.tensor import CANCELS, missed, squares
 
 
 @jax.tree_util.register_dataclass
@@ -173,7 +173,7 @@ def _residual(a: Array, s: Array, left: Array, right: Array) -> Array:
         unit = jnp.where(unit > 0, unit, 1)
         energy = squares(a, 1 / unit)
         cheap = energy - jnp.sum((s / unit) ** 2)
-        direct = lambda: jnp.sum(jnp.sum(((a - dot(left, right)) / unit) ** 2, axis=1))
+        direct = lambda: missed(a, right / unit, (left, None), 1 / unit)
         return jnp.sqrt(lax.cond(cheap > CANCELS * energy, lambda: cheap, direct)) * unit
 
     return over_stack(single, [working(a), s, left, right], core=2)
