@@ -16,6 +16,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from lrjax.formats.picked import Picked, lazily
+
 Labels = tuple[int, ...]
 
 
@@ -75,12 +77,14 @@ class Choice:
         return lax.convert_element_type(self.index, jnp.uint32)
 
 
-def gather(x: Array, rest: int, shared: Sequence[int], choice: Choice) -> Array:
+def gather(x: Array, rest: int, shared: Sequence[int], choice: Choice) -> Array | Picked:
     """Of x [*rest, *shared, *ins] what is chosen, [*rest, *outs]; shared are axes of `outs`."""
     x = _whole(x, rest)
     size = math.prod(choice.ins)
     x = x.reshape(*x.shape[:rest], -1)
     flat = _offset(choice, shared, size)
+    if lazily(x, flat):
+        return Picked(x, flat)
     sharding = None
     if (spec := _spec(x)) is not None:
         sharding = PartitionSpec(*spec[:rest], *(_spec(flat) or ()))

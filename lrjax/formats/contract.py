@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 from lrjax.formats.choice import Choice, gather, scatter
+from lrjax.formats.picked import Picked
 from lrjax.formats.rows import row_by_row, row_label
 from lrjax.formats.selection import Selection, as_array
 from lrjax.formats.step import step_of
@@ -122,7 +123,7 @@ def _run(
         y, ls = _pair(a, b, keep, dtype, precision, out_dtype if last else None)
         alive.append((y if last else cast(y, dtype), ls))
     y, ls = next(x for x in alive if x is not None)
-    y, ls = _presum(y, ls, set(target))
+    y, ls = _presum(_gathered(y), ls, set(target))
     y = _spread(y, ls, target, sizes)
     return cast(y, dtype if out_dtype is None else out_dtype)
 
@@ -283,10 +284,14 @@ def _step_flops(a: frozenset[int], b: frozenset[int], keep: frozenset[int], size
 
 def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype):
     """Contract two labelled arrays, summing the labels that are not in `keep`."""
-    (x, la), (y, lb) = a, b
+    if (added := _add_up(a, b, keep, dtype)) is not None:
+        z, ls = added
+        return cast(z, dtype if out_dtype is None else out_dtype), ls
+    (x, la), (y, lb) = (_gathered(a[0]), a[1]), (_gathered(b[0]), b[1])
     if isinstance(x, MOVING) or isinstance(y, MOVING):
-        pair = (b, a) if isinstance(x, MOVING) and not isinstance(y, MOVING) else (a, b)
-        moved = _move(*pair, keep, dtype, precision)
+        pair = ((x, la), (y, lb))
+        turned = isinstance(x, MOVING) and not isinstance(y, MOVING)
+        moved = _move(*(pair[::-1] if turned else pair), keep, dtype, precision)
         if moved is not None:
             z, ls = moved
             return (z if out_dtype is None else cast(z, out_dtype)), ls
@@ -357,6 +362,23 @@ def _choose(a: Labelled, b: Labelled, keep: set[int], way: int) -> Labelled:
     kept = tuple(k for k in outs if k in keep)
     y = scatter(_aligned(x, la, (*rest, *outs)), len(rest), axes(kept), choice)
     return y, (*rest, *kept, *ins)
+
+
+def _add_up(a: Labelled, b: Labelled, keep: set[int], dtype: Any) -> Labelled | None:
+    """Contract what a choice picks with what weighs it, where the sum is over picks alone."""
+    (x, la), (y, lb) = a, b
+    if not isinstance(x, Picked) or not isinstance(y, jax.Array):
+        return None
+    rest, outs = la[: x.x.ndim - 1], la[x.x.ndim - 1 :]
+    if not set(rest) <= keep or set(outs) <= keep or not set(lb) <= set(outs):
+        return None
+    kept = [d for d, k in enumerate(outs) if k in keep]
+    z = x.astype(dtype).sums(_aligned(cast(y, dtype), lb, outs), kept)
+    return z, (*rest, *(outs[d] for d in kept))
+
+
+def _gathered(x: Any) -> Any:
+    return x.gathered() if isinstance(x, Picked) else x
 
 
 def _presum(x: Array, ls: tuple[int, ...], keep: set[int]):

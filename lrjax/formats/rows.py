@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from lrjax.formats.choice import Choice
 from lrjax.formats.step import best_layout, step_of
 
 Labels = tuple[int, ...]
@@ -55,10 +56,19 @@ def row_label(
         gone |= {i, j}
         rest = [ls for k, ls in enumerate(alive) if k not in gone]
         alive.append((alive[i] | alive[j]) & set(target).union(*rest))
-        between.append(math.prod(sizes[k] for k in alive[-1]))
+        written = not any(_picks(arrays, a, alive[b]) for a, b in ((i, j), (j, i)))
+        between.append(written * math.prod(sizes[k] for k in alive[-1]))
     most = max(between[:-1])
     many = sizes[row] >= LEAST_ROWS and most >= LEAST_WORK * sizes[row]
     return row if many and most > max(x.size, between[-1]) else None
+
+
+def _picks(arrays: Sequence[Labelled], k: int, other: set[int]) -> bool:
+    """Whether an operand is a choice that takes from the other: that is not written out."""
+    if k >= len(arrays) or not isinstance(arrays[k][0], Choice):
+        return False
+    choice, labels = arrays[k]
+    return set(labels[len(choice.outs) :]) <= other
 
 
 def row_by_row(
