@@ -2,6 +2,7 @@
 
 import ast
 import enum
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -90,7 +91,12 @@ def read_metric(text: str | None) -> Any:
     Raises:
         RuleError: no such kind.
     """
-    return None if text is None else _value("--metric", text)
+    from lrjax.metrics import Kind
+
+    found = None if text is None else _value("--metric", text)
+    if found is None or isinstance(found, Kind):
+        return found
+    raise _unknown("--metric", text or "", "it is no metric")
 
 
 def _split(text: str, default: Any) -> tuple[str, Any]:
@@ -180,7 +186,8 @@ def _names() -> dict[str, Any]:
 
 def _below(base: type) -> Iterable[type]:
     for cls in base.__subclasses__():
-        yield cls
+        if not inspect.isabstract(cls):
+            yield cls
         yield from _below(cls)
 
 

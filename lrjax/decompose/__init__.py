@@ -11,6 +11,7 @@ from lrjax.decompose.residual import LowRankDiagonal, LowRankSparse
 from lrjax.decompose.shared import SharedBasis
 from lrjax.decompose.spec import Options, Spec, solve, spec_from_json
 from lrjax.decompose.svd import SVD
+from lrjax.decompose.tensor_ring import TensorRing
 from lrjax.decompose.tensor_train import TensorTrain, TokenTrain
 from lrjax.decompose.tucker import Tucker
 from lrjax.decompose.weighted import Elements, WeightedLowRank
@@ -36,6 +37,7 @@ __all__ = [
     "Reordered",
     "SharedBasis",
     "Spec",
+    "TensorRing",
     "TensorTrain",
     "TokenTrain",
     "Tucker",

@@ -7,6 +7,7 @@ with `solve.register`. Subclasses are found by name, so plans on disk name them 
 import dataclasses
 import enum
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -255,5 +256,6 @@ def _plain(value: Any) -> Any:
 
 def _concrete(cls: type) -> Iterator[type]:
     for sub in cls.__subclasses__():
-        yield sub
+        if not inspect.isabstract(sub):
+            yield sub
         yield from _concrete(sub)

@@ -8,14 +8,16 @@ import numpy as np
 from lrjax.errors import ShapeError, message
 from lrjax.formats.cp import CP
 from lrjax.formats.factored import Factored
+from lrjax.formats.tensor_ring import TensorRing
 from lrjax.formats.tensor_train import TensorTrain
 from lrjax.formats.tucker import Tucker
 
 
 def from_tensorly(container: Any) -> Factored:
-    """A CPTensor, TuckerTensor, TTTensor or TTMatrix as a factored weight of the same factors.
+    """A container of tensorly as a factored weight of the same factors.
 
-    A TTTensor [n_1, ..., n_d] is a train of d row digits: its weight is [n_1, ..., n_d, 1].
+    That is a CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor. A TTTensor [n_1, ..., n_d] is
+    a train of d row digits, and its weight [n_1, ..., n_d, 1]; so it is with a TRTensor and rings.
 
     Raises:
       TypeError: another container.
@@ -28,21 +30,23 @@ def from_tensorly(container: Any) -> Factored:
             return CP(ones if weights is None else _array(weights), factors)
         case "TuckerTensor":
             return Tucker(_array(container.core), tuple(map(_array, container.factors)))
-        case "TTTensor":
+        case "TTTensor" | "TRTensor" as kind:
             cores = tuple(_array(core)[:, :, None] for core in container.factors)
-            return TensorTrain(cores, rows=tuple(core.shape[1] for core in cores), cols=(1,))
+            chain = TensorTrain if kind == "TTTensor" else TensorRing
+            return chain(cores, rows=tuple(core.shape[1] for core in cores), cols=(1,))
         case "TTMatrix":
             return TensorTrain(tuple(map(_array, container.factors)))
         case other:
-            expected = "a CPTensor, TuckerTensor, TTTensor or TTMatrix"
+            expected = "a CPTensor, TuckerTensor, TTTensor, TTMatrix or TRTensor"
             raise TypeError(message(got=other, expected=expected, todo="Convert it in tensorly."))
 
 
-def to_tensorly(w: CP | Tucker | TensorTrain) -> Any:
+def to_tensorly(w: CP | Tucker | TensorTrain | TensorRing) -> Any:
     """A factored weight as tensorly's container of its modes, in arrays of the backend in use.
 
     How modes regroup into dense dimensions (`rows`, `cols`, `order`) has no counterpart there. A
-    train whose columns have no digits is a TTTensor, any other a TTMatrix, padding included.
+    train whose columns have no digits is a TTTensor, any other a TTMatrix, padding included. A ring
+    is a TRTensor whose modes are its pairs of digits.
 
     Raises:
       ShapeError: the weight has stack axes.
@@ -50,6 +54,7 @@ def to_tensorly(w: CP | Tucker | TensorTrain) -> Any:
     """
     import tensorly as tl
     from tensorly.cp_tensor import CPTensor
+    from tensorly.tr_tensor import TRTensor
     from tensorly.tt_matrix import TTMatrix
     from tensorly.tt_tensor import TTTensor
     from tensorly.tucker_tensor import TuckerTensor
@@ -68,7 +73,10 @@ def to_tensorly(w: CP | Tucker | TensorTrain) -> Any:
             if set(w.modes[1]) == {1}:
                 return TTTensor([move(core[:, :, 0]) for core in cores])
             return TTMatrix([move(core) for core in cores])
-    expected = "a CP, Tucker or TensorTrain weight"
+        case TensorRing(cores):
+            _check_single(w, cores[0].ndim - 4)
+            return TRTensor([move(c.reshape(c.shape[0], -1, c.shape[-1])) for c in cores])
+    expected = "a CP, Tucker, TensorTrain or TensorRing weight"
     todo = "Densify it, and decompose it in tensorly."
     raise TypeError(message(got=type(w).__name__, expected=expected, todo=todo))
 

@@ -8,6 +8,7 @@ import pytest
 from lrjax.errors import ShapeError
 from lrjax.formats import LowRank
 from lrjax.formats.cp import CP
+from lrjax.formats.tensor_ring import TensorRing
 from lrjax.formats.tensor_train import TensorTrain
 from lrjax.formats.tucker import Tucker
 from lrjax.io.tensorly import from_tensorly, to_tensorly
@@ -25,6 +26,7 @@ WEIGHTS = {
     "CPTensor": CP(normal(3), (normal(4, 3), normal(5, 3), normal(6, 3))),
     "TuckerTensor": Tucker(normal(2, 5, 3), (normal(4, 2), None, normal(6, 3))),
     "TTTensor": TensorTrain((normal(1, 4, 1, 2), normal(2, 5, 1, 3), normal(3, 6, 1, 1))),
+    "TRTensor": TensorRing((normal(2, 4, 1, 3), normal(3, 5, 1, 4), normal(4, 6, 1, 2))),
     "TTMatrix": TensorTrain((normal(1, 4, 3, 2), normal(2, 5, 2, 1))),
 }
 

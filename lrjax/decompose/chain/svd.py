@@ -37,12 +37,12 @@ def split(x: Float[Array, "*d"], ranks: tuple[int, ...], key: Array, accuracy: A
     unit, energy, finite = unit_of(x)
     if x.ndim == 1:
         return Split((x[None, :, None] * unit,), unit, energy, finite, jnp.zeros((), bool))
-    ends, second, *ranks = ranks
+    ends, second, *others = ranks
     matrix = x.reshape(x.shape[0], -1)
     left, rest, deficient = cut(matrix, ends * second, unit, finite, key, accuracy)
     cores = [left.reshape(-1, second, ends).transpose(2, 0, 1)]
     rest, last = rest.reshape(second, ends, -1).swapaxes(1, 2), second
-    for size, rank in zip(x.shape[1:-1], ranks, strict=True):
+    for size, rank in zip(x.shape[1:-1], others, strict=True):
         left, rest, short = cut(rest.reshape(last * size, -1), rank, 1.0, finite, key, accuracy)
         cores.append(left.reshape(last, size, rank))
         deficient, last = deficient | short, rank
