@@ -1,6 +1,7 @@
 """Bands of a table's rows by frequency, each of its own rank (GroupReduce, arXiv:1806.06950)."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -184,9 +185,15 @@ def solve_banded(
       RankError: no ranks are given, or impossible ones.
       ShapeError: the table has fewer rows than bands.
     """
+    spec.given(w.shape[-2:])
+    return _solve(w, (metric or Metric()).broadcast(w.shape[:-2]), key, spec=spec)
+
+
+@functools.partial(jax.jit, static_argnames=("spec",))
+def _solve(w, metric, key, *, spec: Banded) -> tuple[BandedWeight, Info]:
+    """Every band's own solve, compiled together once a shape and spec."""
     *stack, m, n = w.shape
     ranks = spec.given((m, n))
-    metric = (metric or Metric()).broadcast(tuple(stack))
     bands, order = spec._bands(working(w), metric)
     found, infos = [], []
     for band, rank in zip(bands, ranks, strict=True):

@@ -132,7 +132,7 @@ class BlockLowRank(Factored):
         left = left.reshape(*lead, p, m, q, width // q).swapaxes(-3, -2)
         right = right.reshape(*lead, q, p, height // p, n).swapaxes(-4, -3)
         left, right, slots = _packed(left, right, np.asarray(ranks, int))
-        left, right = jnp.asarray(left), jnp.asarray(right)
+        left, right = jax.device_put((left, right))
         return dataclasses.replace(self, left=left, right=right, slots=slots)
 
 
