@@ -34,6 +34,8 @@ from lrjax.errors import BudgetError, DensifyError, RankError, RuleError
         (["plan", "BARE", "--keep", "0.5", "--stats", "nowhere"], "no such folder"),
         (["plan", "BARE", "--keep", "0.5", "--metric", "Vibes"], "Vibes"),
         (["plan", "BARE", "--keep", "0.5", "--metric", "Input"], "statistics"),
+        (["plan", "BARE", "--keep", "0.5", "--metric", "Input(shrink=LedoitWolf)"], "statistics"),
+        (["plan", "BARE", "--keep", "0.5", "--metric", "LedoitWolf"], "no metric"),
         (["compress", "BARE", "OUT", "--plan", "BARE"], "plan"),
         (["compress", "BARE", "OUT", "--plan", "p.json", "--keep", "0.5"], "beside"),
         (["inspect", "BARE", "--match", "nothing/**"], "nothing"),
