@@ -185,7 +185,8 @@ def solve_banded(
       RankError: no ranks are given, or impossible ones.
       ShapeError: the table has fewer rows than bands.
     """
-    spec.given(w.shape[-2:])
+    *_, m, n = w.shape
+    spec.given((m, n))
     return _solve(w, (metric or Metric()).broadcast(w.shape[:-2]), key, spec=spec)
 
 

@@ -173,7 +173,7 @@ def _filled(x: Any, index: np.ndarray, axis: int) -> Any:
     groups, terms = index.shape
     shape = (groups, terms, 1) if axis == -2 else (groups, 1, terms)
     at = index.reshape((1,) * (x.ndim - 3) + shape)
-    xp = np if isinstance(x, np.ndarray) else jnp
+    xp: Any = np if isinstance(x, np.ndarray) else jnp
     picked = xp.take_along_axis(x, xp.asarray(np.maximum(at, 0)), axis=axis)
     return picked * xp.asarray(at >= 0, x.dtype)
 

@@ -289,9 +289,10 @@ def _pair(a: Labelled, b: Labelled, keep: set[int], dtype, precision, out_dtype)
         return cast(z, dtype if out_dtype is None else out_dtype), ls
     (x, la), (y, lb) = (_gathered(a[0]), a[1]), (_gathered(b[0]), b[1])
     if isinstance(x, MOVING) or isinstance(y, MOVING):
-        pair = ((x, la), (y, lb))
-        turned = isinstance(x, MOVING) and not isinstance(y, MOVING)
-        moved = _move(*(pair[::-1] if turned else pair), keep, dtype, precision)
+        pair = (y, lb), (x, la)
+        if not isinstance(x, MOVING) or isinstance(y, MOVING):
+            pair = (x, la), (y, lb)
+        moved = _move(*pair, keep, dtype, precision)
         if moved is not None:
             z, ls = moved
             return (z if out_dtype is None else cast(z, out_dtype)), ls

@@ -122,7 +122,7 @@ def fit(
 
     With them come iterations and status.
     """
-    grid = p, q = ranks.shape
+    p, q = grid = (ranks.shape[0], ranks.shape[1])
     if most == 0:
         m, n = w.shape[0] // p, w.shape[1] // q
         empty = jnp.zeros((p, q, m, 0), w.dtype), jnp.zeros((p, q, 0, n), w.dtype)
