@@ -17,7 +17,7 @@ class Randomized:
     Halko, Martinsson and Tropp (arXiv:0909.4061). The fewest and widest products, hence the choice
     where latency counts for more than arithmetic; `Krylov` needs less arithmetic for an error.
 
-    Cost: (4 passes + 4) m n l + O(n l^2 passes), l = rank + oversample.
+    Cost: (4 passes + 4) m n l + O((m + n passes) l^2), l = rank + oversample.
     """
 
     oversample: int = 16
@@ -34,8 +34,8 @@ class Randomized:
         start = problem.sketch(key, width)
         problem, finite = problem.scaled(start)
         basis = range_finder(problem, start * problem.unit, self.passes)
-        product, images = problem.apply(basis)
-        energy, mix = largest(dot(product, basis.T), rank, finite)
+        images = problem.image(basis)
+        energy, mix = largest(dot(problem.weigh(images), images.T), rank, finite)
         return Leading(dot(mix, basis), dot(mix, images), energy, problem.unit, finite)
 
 

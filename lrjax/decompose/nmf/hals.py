@@ -20,17 +20,20 @@ def passes(
 
     x_j <- max(0, x_j + (T - G x)_j / G_jj): each row is optimal for the others, so the objective
     never rises. T and G, the products with the whole data, are shared by all passes, which is
-    what makes several of them pay (Gillis and Glineur, arXiv:1107.5194). A row whose G_jj is
-    zero, of a dead partner, stays.
+    what makes several of them pay (Gillis and Glineur, arXiv:1107.5194). Both are divided by G_jj
+    once, and x_j taken out of the product. A row whose G_jj is zero, of a dead partner, stays.
     """
     diagonal = jnp.diagonal(gram)
-    inverse = jnp.where(diagonal > 0, 1 / jnp.where(diagonal > 0, diagonal, 1), 0)
+    alive = diagonal > 0
+    inverse = jnp.where(alive, 1 / jnp.where(alive, diagonal, 1), 0)[:, None]
+    target = target * inverse
+    others = jnp.where(jnp.eye(len(gram), dtype=bool), jnp.where(alive, 0, -1), gram * inverse)
 
     def one(step, x):
         j = step % x.shape[0]
         row = lambda a: jax.lax.dynamic_slice_in_dim(a, j, 1, 0)
-        new = row(x) + (row(target) - dot(row(gram), x)) * inverse[j]
-        return jax.lax.dynamic_update_slice_in_dim(x, jnp.maximum(new, 0), j, 0)
+        new = jnp.maximum(row(target) - dot(row(others), x), 0)
+        return jax.lax.dynamic_update_slice_in_dim(x, new, j, 0)
 
     return jax.lax.fori_loop(0, count * x.shape[0], one, x)
 
