@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from harness import Contestant, compete, machine, publish, speedups, table
 
-from lrjax.decompose import BLAST, HODLR, SVD, BlockSVD, Monarch, Spec, solve
+from lrjax.decompose import BLAST, HODLR, HSS, SVD, BlockSVD, Monarch, Spec, solve
 from lrjax.formats.layout import Layout
 from lrjax.metrics import Metric
 
@@ -90,7 +90,7 @@ def layers(w: np.ndarray, batch: int) -> list[Contestant]:
         return Contestant(name, run or (lambda: apply(given, f)), error, ours)
 
     found = [contestant("dense", on_device)]
-    for spec in (SVD(), BlockSVD(grid=(4, 4)), Monarch(), BLAST(), HODLR()):
+    for spec in (SVD(), BlockSVD(grid=(4, 4)), Monarch(), BLAST(), HODLR(), HSS()):
         fixed = planned(spec, on_device)
         f, info = solve(fixed, on_device)
         lost = float(info.residual) / np.linalg.norm(w)

@@ -28,6 +28,7 @@ from lrjax.formats import (
     BLAST,
     CP,
     HODLR,
+    HSS,
     BlockLowRank,
     Diagonal,
     Kronecker,
@@ -112,6 +113,12 @@ def weights(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
                 (normal(2, 384, 48), normal(4, 192, 24)),
                 (normal(2, 48, 1536), normal(4, 24, 768)),
             ),
+        )
+        core = HSS(normal(2, 48, 48), siblings=True)
+        core = HSS(normal(4, 48, 48), normal(2, 96, 48), core, normal(2, 48, 96), True)
+        yield (
+            "HSS, 2 levels",
+            lambda: HSS(normal(4, 192, 768), normal(4, 192, 48), core, normal(4, 48, 768)),
         )
         yield "LowRank + Sparse", lambda: Sum((matrix(M, N, 96), sparse(M, N, 16)))
         yield "LowRank + Diagonal", lambda: Sum((matrix(M, N, 144), Diagonal(normal(1, 4, M))))

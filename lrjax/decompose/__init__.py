@@ -1,7 +1,7 @@
 """Dense arrays to factored ones: specs, their options, and one solver a file."""
 
 from lrjax.decompose.banded import Banded
-from lrjax.decompose.block import BLAST, HODLR, BlockSVD, Monarch, Reordered
+from lrjax.decompose.block import BLAST, HODLR, HSS, BlockSVD, Monarch, Reordered
 from lrjax.decompose.cp import CP
 from lrjax.decompose.grow import Grown, grow
 from lrjax.decompose.kronecker import Kronecker
@@ -21,6 +21,7 @@ __all__ = [
     "CP",
     "EVBMF",
     "HODLR",
+    "HSS",
     "NMF",
     "SVD",
     "Banded",

@@ -1,5 +1,6 @@
 """What the fields of a spec may hold: what their annotations say, and no negative number."""
 
+import dataclasses
 import functools
 import math
 import types
@@ -22,11 +23,14 @@ def check_fields(spec: Any) -> None:
     Raises:
       RankError: a value is not of the field's type, is negative, or is not finite.
     """
+    indices = {f.name for f in dataclasses.fields(spec) if f.metadata.get("indices")}
     for name, hint in _hints(type(spec)).items():
         value = getattr(spec, name)
         if not _is_a(value, hint):
             raise _wrong(spec, name, value, _name(hint))
-        sign, least = ("positive", 0) if name in POSITIVE else ("non-negative", -math.ulp(0))
+        sign, least = (
+            ("positive", 0) if name in POSITIVE - indices else ("non-negative", -math.ulp(0))
+        )
         if not all(math.isfinite(x) and x > least for x in _numbers(value)):
             raise _wrong(spec, name, value, f"{sign} numbers")
 

@@ -221,7 +221,7 @@ def plan(
 def selections(operands: Sequence[Any]) -> tuple[tuple[int, Side, int | None], ...]:
     """Which operands are no arrays, their sides, and of weights the arithmetic of one row."""
     return tuple(
-        (i, side_of(x), x.price if isinstance(x, Weight) else None)
+        (i, side_of(x), x.price if isinstance(x, Weight) else None)  # pyright: ignore[reportAttributeAccessIssue]
         for i, x in enumerate(operands)
         if isinstance(x, MOVING)
     )
@@ -341,7 +341,7 @@ def _move(a: Labelled, b: Labelled, keep: set[int], dtype, precision) -> Labelle
         return _choose(a, (selection, lb), keep, way)
     if isinstance(selection, Weight):
         gone, new = (ins, outs) if way > 0 else (outs, ins)
-        return selection.through((x, la), lb, (gone, new), keep, precision)
+        return selection.through((x, la), lb, (gone, new), keep, precision)  # pyright: ignore[reportAttributeAccessIssue]
     gone, new = (ins, outs) if way > 0 else (outs, ins)
     rest = tuple(k for k in la if k not in gone)
     x = _aligned(x, la, (*gone, *rest))

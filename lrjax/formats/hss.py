@@ -44,8 +44,10 @@ class HSS(Factored):
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The sizes of the bases of block rows on each level, coarse first."""
-        return () if self.core is None else (*self.core.ranks, self.left.shape[-1])
+        """The sizes of the bases on each level, coarse first; zero where there is none."""
+        levels = self.blocks.shape[-3].bit_length() - 1 - self.siblings
+        own = () if self.core is None else (*self.core.ranks, self.left.shape[-1])
+        return (0,) * (levels - len(own)) + own
 
     @property
     def shape(self) -> tuple[int, ...]:

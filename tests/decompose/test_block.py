@@ -9,8 +9,8 @@ import pytest
 
 import lrjax as lr
 from lrjax import ops
-from lrjax.decompose import BLAST, HODLR, BlockSVD, Monarch, Reordered, solve, spec_from_json
-from lrjax.decompose.block import blast, block_low_rank, hodlr, monarch, seriate, share
+from lrjax.decompose import BLAST, HODLR, HSS, BlockSVD, Monarch, Reordered, solve, spec_from_json
+from lrjax.decompose.block import blast, block_low_rank, hodlr, hss, monarch, seriate, share
 from lrjax.errors import RankError, ShapeError
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Status
@@ -129,6 +129,7 @@ SPECS = {
     "monarch": (Monarch(2, (4, 4)), monarch, ((4, 4), 2)),
     "blast": (BLAST(6, (4, 4)), blast, (6, (4, 4))),
     "hodlr": (HODLR((2, 2)), hodlr, ((2, 2),)),
+    "hss": (HSS((2, 2)), hss, ((2, 2),)),
 }
 every = pytest.mark.parametrize("name", SPECS)
 

@@ -51,8 +51,8 @@ class Reordered(Spec):
     """
 
     inner: Spec
-    rows: Order | None = None
-    cols: Order | None = None
+    rows: Order | None = dataclasses.field(default=None, metadata={"indices": True})
+    cols: Order | None = dataclasses.field(default=None, metadata={"indices": True})
 
     @property
     def is_fixed(self) -> bool:
