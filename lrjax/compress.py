@@ -17,6 +17,7 @@ from lrjax.decompose.spec import solve_covering
 from lrjax.errors import LrjaxError, ShapeError, StatsError, message
 from lrjax.formats import LowRank, Sum
 from lrjax.formats.layout import low_rank
+from lrjax.formats.network import Unsupported
 from lrjax.linalg import Info, Status
 from lrjax.metrics import Frobenius, Metric
 from lrjax.ops import densify
@@ -160,17 +161,25 @@ def _cut(factors: Any, job: _Job) -> Any:
     order = tuple((*rows, *cols).index(d) for d in range(len(stack), len(shape)))
     if {"rows", "cols", "order"} <= {f.name for f in dataclasses.fields(factors)}:
         sizes = {"rows": tuple(shape[d] for d in rows), "cols": tuple(shape[d] for d in cols)}
-        return dataclasses.replace(factors, **sizes, order=order)
-    if len(order) > 2 or order != (0, 1):
-        raise ShapeError(
-            message(
-                path=job.entry.path,
-                got=f"a {type(factors).__name__}, which stands for a matrix alone",
-                expected=f"a format for {shape} with {layout}",
-                todo="Choose another format for this weight.",
-            )
-        )
+        factors = dataclasses.replace(factors, **sizes, order=order)
+    elif order != (0, 1):
+        raise _misfit(job, factors)
+    try:
+        factors.lazy(job.entry.path)
+    except Unsupported as e:
+        raise _misfit(job, factors) from e
     return factors
+
+
+def _misfit(job: _Job, factors: Any) -> ShapeError:
+    return ShapeError(
+        message(
+            path=job.entry.path,
+            got=f"a {type(factors).__name__}, which stands for a matrix alone",
+            expected=f"a format for {job.entry.shape} with {job.entry.layout}",
+            todo="Choose another format for this weight.",
+        )
+    )
 
 
 def _biases(

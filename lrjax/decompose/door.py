@@ -39,7 +39,7 @@ class Door:
         spec: Any,
         w: Any,
         *,
-        metric: Metric | None = None,
+        metric: Any = None,
         key: Array | None = None,
         init: Any = None,
     ) -> tuple[Any, Any]:

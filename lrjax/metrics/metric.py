@@ -81,13 +81,14 @@ class Metric:
           ShapeError: a side, or the mean, is not of the matrices' sizes, or of other stack axes.
         """
         *stack, m, n = shape
-        for name, found, size in (("rows", self.rows, m), ("cols", self.cols, n)):
-            if (array := _array(found)) is not None:
-                ends = (size, size) if isinstance(found, Gram) else (size,)
-                check_fit(name, array, tuple(stack), ends)
-        if self.mean is not None:
-            check_fit("mean", self.mean, tuple(stack), (m,))
-        return jax.tree.map(lambda x: working(jnp.asarray(x)), self)
+        own = jax.tree.map(lambda x: working(jnp.asarray(x)), self)
+        for name, side, size in (("rows", own.rows, m), ("cols", own.cols, n)):
+            if side is not None:
+                ends = (size, size) if isinstance(side, Gram) else (size,)
+                check_fit(name, _array(side), tuple(stack), ends)
+        if own.mean is not None:
+            check_fit("mean", own.mean, tuple(stack), (m,))
+        return own
 
     @property
     def is_separable(self) -> bool:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -19,7 +20,7 @@ from lrjax.decompose.tensor_train.tokens import token_train
 from lrjax.formats.layout import Layout
 from lrjax.formats.tensor_train import TensorTrain as TensorTrainWeight
 from lrjax.formats.token_train import TokenTrain as TokenTrainWeight
-from lrjax.linalg import Info
+from lrjax.linalg import Info, Status
 from lrjax.linalg.stack import working
 from lrjax.metrics import Metric
 
@@ -141,11 +142,24 @@ def solve_token_train(
 ) -> tuple[TokenTrainWeight, Info]:
     """TT-SVD of each row.
 
-    Weights on the rows change no row's own optimum, and a metric on the columns is not used: the
-    residual is that of the Frobenius norm.
+    Weights on the rows change no row's own optimum, and a metric on the columns is not used, but
+    in the residual.
 
     Raises:
       RankError: a rank is out of range.
       ShapeError: the digits do not hold the columns.
     """
-    return token_train(w, spec.digits, spec.rank, key=key)
+    found, info = token_train(w, spec.digits, spec.rank, key=key)
+    if metric is None:
+        return found, info
+    metric, failed = metric.broadcast(w.shape[:-2]), info.status == int(Status.NON_FINITE)
+    for side in jax.tree.leaves(metric):
+        failed |= ~jnp.isfinite(side).all(range(w.ndim - 2, side.ndim))
+    zero = lambda core: jnp.where(
+        failed.reshape(*failed.shape, *(1,) * (core.ndim - failed.ndim)), 0, core
+    )
+    found = jax.tree.map(zero, found)
+    missed = metric.norm(working(w) - working(found.densify()))
+    status = jnp.where(failed, int(Status.NON_FINITE), info.status)
+    residual = jnp.where(failed, jnp.nan, missed)
+    return found, dataclasses.replace(info, residual=residual, status=status)

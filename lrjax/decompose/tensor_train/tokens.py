@@ -70,4 +70,8 @@ def _solve(w, key, *, digits: Digits, ranks: tuple[int, ...]):
     code = jnp.where(bad, int(Status.NON_FINITE), int(Status.CONVERGED)).astype(jnp.int32)
     bound = jnp.full(w.shape[:-2], math.sqrt(max(len(ranks), 1)))
     residual = jnp.where(bad, jnp.nan, total)
+    failed = lambda core: jnp.where(
+        bad.reshape(*bad.shape, *(1,) * (core.ndim - bad.ndim)), 0, core
+    )
+    cores = tuple(map(failed, cores))
     return cores, Info(residual, jnp.ones(w.shape[:-2], jnp.int32), code, bound)
