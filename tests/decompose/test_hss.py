@@ -89,7 +89,7 @@ def test_the_kernel_within_the_bytes_of_hodlr():
     spec, options, pick = planned(HSS(), jnp.asarray(KERNEL), keep=40960 / 512**2)
     assert 0.99 * 40960 <= options.params[pick] <= 40960
     info = solve(spec, jnp.asarray(KERNEL))[1]
-    assert info.residual < 2e-6 * np.linalg.norm(KERNEL)  # HODLR: 3.3e-5
+    assert info.residual < 3e-6 * np.linalg.norm(KERNEL)  # HODLR: 3.3e-5
     fewer, _, _ = planned(HSS(), jnp.asarray(KERNEL), keep=0.76 * 40960 / 512**2)
     assert solve(fewer, jnp.asarray(KERNEL))[1].residual < 3.3e-5 * np.linalg.norm(KERNEL)
     svd = np.sqrt(tail([noise := normal(0, 512, 512)], 40)) / np.linalg.norm(noise)
@@ -126,9 +126,9 @@ def test_an_order_recovers_a_shuffled_kernel(tmp_path):
 
 @pytest.mark.slow
 def test_the_plan_takes_it_where_it_helps_and_says_where_not():
-    params = {"kernel": jnp.asarray(kernel(96, 128)), "noise": jnp.asarray(normal(13, 96, 128))}
+    params = {"kernel": jnp.asarray(kernel(192, 256)), "noise": jnp.asarray(normal(13, 192, 256))}
     rules = {"**": [lr.SVD(), HODLR(), HSS()]}
-    plan = lr.plan(params, rules, budget={k: lr.Budget(keep=0.4) for k in params})
+    plan = lr.plan(params, rules, budget={k: lr.Budget(keep=0.3) for k in params})
     assert isinstance(plan["kernel"].spec, HSS)
     assert isinstance(plan["noise"].spec, lr.SVD)
     assert "HSS" in plan["noise"].reason

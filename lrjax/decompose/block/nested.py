@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-POINTS = 12
+POINTS = 20
 """Thresholds of a curve; ranks between them are interpolated."""
 
 Ranks = tuple[int, ...]
@@ -50,15 +50,22 @@ def steps_between(
         if before is not None and all(a <= b for a, b in zip(before[0], ranks, strict=True)):
             low, high = size(before[0]), size(ranks)
             ends = np.log(np.maximum([before[1], loss], 1e-300))
-            own = list(before[0])
-            for level in reversed(range(len(own))):
-                while own[level] < ranks[level]:
-                    own[level] += tile
-                    between = np.interp(size(tuple(own)), [low, high], ends)
-                    if tuple(own) != ranks:
-                        yield tuple(own), float(np.exp(between))
+            for own in _path(before[0], ranks, tile):
+                yield own, float(np.exp(np.interp(size(own), [low, high], ends)))
         yield ranks, loss
         before = ranks, loss
+
+
+def _path(low: Ranks, high: Ranks, tile: int) -> Iterator[Ranks]:
+    """Ranks between two points, all levels rising alike, fine ones first: a parent needs them."""
+    rise, own = np.subtract(high, low) // tile, [*low, max(high)]
+    for step in range(1, int(rise.max(initial=0)) + 1):
+        goal = np.add(low, tile * (step * rise // rise.max()))
+        for level in reversed(range(len(low))):
+            while own[level] < min(goal[level], 2 * own[level + 1]):
+                own[level] += tile
+                if tuple(own[:-1]) != high:
+                    yield tuple(own[:-1])
 
 
 def _kept(
@@ -71,13 +78,13 @@ def _kept(
         level = c.bit_length() - 1
         r = min(-(-rank(level, gains) // tile), min(turned.shape[-2:]) // tile) * tile
         core = turned[..., :r, :r]
-        lost += float(np.sum(turned**2) - np.sum(core**2))
+        lost += float(np.sum(turned[..., r:, :] ** 2) + np.sum(turned[..., :r, r:] ** 2))
         ranks.append(r)
         if level == 1 or not r:
             break
         pairs = core.reshape(s, c // 2, 2, c // 2, 2, r, r).transpose(0, 1, 3, 2, 5, 4, 6)
         turned, gains = _turned(pairs.reshape(s, c // 2, c // 2, 2 * r, 2 * r))
-    return (0,) * (level - 1) + tuple(ranks[::-1]), max(lost, 0.0)
+    return (0,) * (level - 1) + tuple(ranks[::-1]), lost
 
 
 def _turned(grid: Grid) -> tuple[Grid, np.ndarray]:
