@@ -122,6 +122,17 @@ def test_more_sweeps_never_raise_the_loss():
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_the_closed_form_is_a_better_start_than_a_random_one():
+    """After equal sweeps under one metric."""
+    w, rows = normal(2, M, N), psd(3, M)
+    found, _ = kronecker(w, 3, SHAPE, rows=rows, sweeps=3, tol=0.0)
+    for seed in range(3):
+        a, b = jnp.asarray(normal(seed, 3, I, J)), jnp.asarray(normal(seed + 9, 3, K, L))
+        a, b, _ = refit.refit(jnp.asarray(w), a, b, jnp.asarray(rows), None, sweeps=3, tol=0.0)
+        other = dataclasses.replace(found, a=a, b=b)
+        assert loss(w, found, rows) < loss(w, other, rows)
+
+
 def test_a_separable_metric_is_solved_exactly():
     parts = [psd(k, d, 1.0) for k, d in enumerate((I, K, J, L))]
     w = normal(6, M, N)

@@ -111,3 +111,17 @@ def test_no_dense_value_forms_and_gradients_reach_every_factor():
         assert f"[{m},{n}]" not in text
         grads = jax.grad(lambda w: jnp.sum((x @ w) ** 2))(w)
         assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads))
+
+
+def test_kngpt2_arithmetic():
+    """GPT-2 of 124.4 M to 83.9 M: the table and six layers' kernels halved (arXiv:2110.08152)."""
+    halves = [(50257, 768, (1, 2))]
+    for kernel in ((768, 2304), (768, 768), (768, 3072), (3072, 768)):
+        halves += [(*kernel, (2, 1))] * 6
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    left = 124_439_808
+    for m, n, (k, l) in halves:
+        weight = Kronecker(array(1, m // k, n // l), array(1, k, l))
+        assert weight.shape == (m, n)
+        left -= m * n - ops.cost(weight).params
+    assert left - 2 * len(halves) == 83_907_456  # which leaves out the factors of two numbers
