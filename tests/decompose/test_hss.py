@@ -71,7 +71,7 @@ def test_options_price_and_predict_what_the_solver_does():
     np.testing.assert_allclose(again.error, float(info.residual) ** 2, rtol=0.02)
     tiled = HSS(tile=2).options(w.shape, w.dtype, Layout((0,), (1,)), np.asarray(w))
     assert (tiled.ranks[:, 1:] % 2 == 0).all()
-    assert len(tiled.params) > 20
+    assert len(np.unique(tiled.ranks, axis=0)) == len(tiled.params) > 5
 
 
 def test_fewer_numbers_than_hodlr_for_less_error():

@@ -47,6 +47,8 @@ def steps_between(
     """
     before: tuple[Ranks, float] | None = None
     for ranks, loss in curve:
+        if before is not None and ranks == before[0]:
+            continue
         if before is not None and all(a <= b for a, b in zip(before[0], ranks, strict=True)):
             low, high = size(before[0]), size(ranks)
             ends = np.log(np.maximum([before[1], loss], 1e-300))
