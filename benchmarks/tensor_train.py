@@ -1,10 +1,11 @@
-"""TT-SVD against tensorly, tntorch and quimb, to equal error; and the use of a TT embedding.
+"""TT-SVD against tensorly, tntorch and quimb, to equal error; rings; and the use of a TT embedding.
 
-python benchmarks/tensor_train.py [--quick] [--uses] [--case TEXT] [--clock cpu]
+python benchmarks/tensor_train.py [--quick] [--uses | --rings] [--case TEXT] [--clock cpu]
     [--out results.json]
 
-Excess is the error over that of the TT-SVD in float64, minus one. Peers that are not installed are
-named and left out.
+Excess is the error over that of the TT-SVD in float64, minus one; of rings, over that of
+tensorly's `tensor_ring` with the full SVD, so that what is better is negative. Peers that are not
+installed are named and left out.
 """
 
 import functools
@@ -19,12 +20,18 @@ import numpy as np
 from harness import Contestant, machine, options, publish, race
 
 from lrjax import ops
+from lrjax.decompose import TensorRing, solve
+from lrjax.decompose.tensor_ring import tr_svd
 from lrjax.decompose.tensor_train import tt_svd
 
 CASES = {
     "tensor 240x256x384, rank 16": ((240, 1, 1), (1, 256, 384), (16, 16)),
     "embedding 30522x768, 3 cores, rank 64": ((30, 30, 34), (8, 8, 12), (64, 64)),
     "embedding 30522x768, 4 cores, rank 48": ((13, 13, 13, 14), (4, 4, 6, 8), (48, 48, 48)),
+}
+RINGS = {
+    "ring 60x64x96, ranks 4": ((60, 1, 1), (1, 64, 96), (4, 4, 4)),
+    "ring 240x256x384, ranks 8": ((240, 1, 1), (1, 256, 384), (8, 8, 8)),
 }
 QUICK = {"embedding 1000x64, 3 cores, rank 16": ((10, 10, 10), (4, 4, 4), (16, 16))}
 
@@ -69,6 +76,48 @@ def contestants(rows: tuple, cols: tuple, ranks: tuple) -> list[Contestant]:
         for name, run in peers(x, ranks):
             found.append(Contestant(name, run, lambda cores: error(cores) / best - 1))
     return found
+
+
+def rings(rows: tuple, cols: tuple, ranks: tuple) -> list[Contestant]:
+    """TR-SVD, and all of the solver: several starts and sweeps, against tensorly's two."""
+    from tensorly.decomposition import tensor_ring, tensor_ring_als
+
+    w = weight(rows, cols)
+    x = w.reshape([a * b for a, b in zip(rows, cols, strict=True)])
+    on_device = jnp.asarray(w)
+
+    def error(cores: Any) -> float:
+        a, *others, c = (np.asarray(core, np.float32) for core in cores)
+        others = [core.reshape(core.shape[0], -1, core.shape[-1]) for core in (*others, c)]
+        full = functools.reduce(lambda y, core: np.tensordot(y, core, (-1, 0)), others)
+        first = a.reshape(a.shape[0], -1, a.shape[-1])
+        axes = ((2, 0), (0, full.ndim - 1))
+        return float(np.linalg.norm(np.tensordot(first, full, axes).ravel() - x.ravel()))
+
+    bonds = [*ranks, ranks[0]]
+    best = error(tensor_ring(x, list(bonds)).factors)
+    excess = lambda cores: error(cores) / best - 1
+    peers = {
+        "tensorly tensor_ring": lambda: tensor_ring(x, list(bonds)),
+        "tensorly tensor_ring, randomised": lambda: tensor_ring(
+            x, list(bonds), svd="randomized_svd"
+        ),
+        "tensorly tensor_ring_als, 2 sweeps": lambda: tensor_ring_als(
+            x, list(bonds), ls_solve="normal_eq", n_iter_max=2, tol=0, random_state=0
+        ),
+        "tensorly tensor_ring_als, 20 sweeps": lambda: tensor_ring_als(
+            x, list(bonds), ls_solve="normal_eq", n_iter_max=20, tol=0, random_state=0
+        ),
+    }
+    cut = lambda: tr_svd(on_device, rows, cols, ranks)[0]
+    ours = {"lrjax TR-SVD": cut}
+    for starts in (1, 8):
+        spec = TensorRing(ranks, rows=rows, cols=cols, starts=starts)
+        ours[f"lrjax, starts={starts}"] = lambda spec=spec: solve(spec, on_device)[0]
+    return [
+        *(Contestant(name, run, lambda r: excess(r.cores), True) for name, run in ours.items()),
+        *(Contestant(name, run, lambda ring: excess(ring.factors)) for name, run in peers.items()),
+    ]
 
 
 def reference(x: np.ndarray, ranks: tuple) -> list[np.ndarray]:
@@ -146,6 +195,7 @@ def application(rows: tuple, cols: tuple, ranks: tuple, batch: int) -> list[Cont
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--uses", action="store_true", help="time lookups and heads, not solvers")
+    parser.add_argument("--rings", action="store_true", help="tensor rings in place of trains")
     args = parser.parse_args()
     chosen = QUICK if args.quick else CASES
     if args.uses:
@@ -155,6 +205,8 @@ def main() -> None:
             if label.startswith("embedding")
             for batch in (1, 32, 512)
         }
+    elif args.rings:
+        cases = {label: functools.partial(rings, *case) for label, case in RINGS.items()}
     else:
         cases = {label: functools.partial(contestants, *case) for label, case in chosen.items()}
     result = {"benchmark": "tensor_train", "machine": machine()}

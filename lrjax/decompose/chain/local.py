@@ -1,5 +1,6 @@
 """The least-squares problem of one core, or of a merged pair, between what is before and behind."""
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -37,18 +38,26 @@ def improve(
       mean: mean weight of each index of the core.
     """
     (a, p, r), (s, q, _) = left.shape, right.shape
-    before = left.transpose(1, 0, 2).reshape(p, a * r)
-    behind = right.transpose(2, 0, 1)
+    before, behind = left.transpose(1, 0, 2), right.transpose(2, 0, 1)
+    flat, rows = before.reshape(p, a * r), behind.reshape(a * s, q)
+    short = functools.partial(jnp.einsum, precision="highest")
 
+    # The longer side goes first and comes last: what is between is never larger than X.
     def project(y: Array) -> Array:
-        y = dot(before.T, y.reshape(p, -1)).reshape(a, -1, q)
-        return jnp.sum(dot(y, behind.mT), axis=0).reshape(core.shape)
+        if q < p:
+            y = dot(flat.T, y.reshape(p, -1)).reshape(a, r, -1, q)
+            return short("ardq,asq->rds", y, behind)
+        y = dot(y.reshape(-1, q), rows.T).reshape(p, -1, a, s)
+        return short("par,pdas->rds", before, y)
 
     def expand(g: Array) -> Array:
-        y = dot(g.reshape(-1, s), behind).reshape(a * r, -1)
-        return dot(before, y).reshape(target.shape)
+        if q < p:
+            y = short("rds,asq->ardq", g, behind)
+            return dot(flat, y.reshape(a * r, -1)).reshape(target.shape)
+        y = short("par,rds->pdas", before, g)
+        return dot(y.reshape(-1, a * s), rows).reshape(target.shape)
 
-    gram, solve = _normal(before.reshape(p, a, r), behind)
+    gram, solve = _normal(before, behind)
     if weigh is None:
         return core + solve(project(target) - gram(core))
     return _steps(core, project(target), lambda g: project(weigh(expand(g))), solve, mean)
