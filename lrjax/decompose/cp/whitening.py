@@ -1,5 +1,8 @@
 """A metric of rows and columns, mode by mode: what CP can be whitened by."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
@@ -10,6 +13,7 @@ from lrjax.linalg.whitening import whiten
 from lrjax.metrics import Metric
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def whiten_modes(
     w: Float[Array, "*S m n"], metric: Metric, modes: tuple[int, ...], cut: int
 ) -> tuple[Float[Array, "..."], list[Array | None]]:
