@@ -85,7 +85,7 @@ def _tries(c: Choices, currency: Currency, share: float) -> list[_Try]:
         if not len(own) or spec.is_exact:
             continue
         fits = own[costs[own] <= limit]
-        at = fits[np.argmax(costs[fits])] if len(fits) else own[np.argmin(costs[own])]
+        at = fits[np.argmin(c.error[fits])] if len(fits) else own[np.argmin(costs[own])]
         chosen = c.specs[at]
         assert chosen is not None
         found.append(_Try(c, candidate, own, chosen, int(costs[at])))
