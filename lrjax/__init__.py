@@ -29,6 +29,7 @@ from lrjax.decompose import BLAST as BLAST
 from lrjax.decompose import CP as CP
 from lrjax.decompose import EVBMF as EVBMF
 from lrjax.decompose import HODLR as HODLR
+from lrjax.decompose import HSS as HSS
 from lrjax.decompose import NMF as NMF
 from lrjax.decompose import SVD as SVD
 from lrjax.decompose import Banded as Banded
@@ -39,6 +40,7 @@ from lrjax.decompose import LowRankDiagonal as LowRankDiagonal
 from lrjax.decompose import LowRankSparse as LowRankSparse
 from lrjax.decompose import Monarch as Monarch
 from lrjax.decompose import SharedBasis as SharedBasis
+from lrjax.decompose import TensorRing as TensorRing
 from lrjax.decompose import TensorTrain as TensorTrain
 from lrjax.decompose import TokenTrain as TokenTrain
 from lrjax.decompose import Tucker as Tucker

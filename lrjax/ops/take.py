@@ -15,9 +15,13 @@ from lrjax.formats.contract import contract
 from lrjax.formats.factored import Factored
 from lrjax.formats.lazy import LazyArray, as_lazy
 from lrjax.formats.network import Network, Unsupported
-from lrjax.formats.selection import as_array
+from lrjax.formats.selection import Selection, as_array
 
 Mode = Literal["fill", "clip", "wrap", "promise_in_bounds"]
+
+MOST_BLOCKS = 32
+"""Blocks up to which many rows meet all of them in one product, and not copies of their own. For a
+table of 8 blocks of rank 96 and width 384, 512 rows take 2 ms so, 30 ms as copies."""
 
 
 def take(w: Any, indices: Any, axis: int = 0, mode: Mode = "fill", lazy: bool = False) -> Any:
@@ -92,9 +96,11 @@ def _lookup(
     at = jnp.unravel_index(index, [sizes[k] for k in group]) if len(group) > 1 else (index,)
     first = net.fresh()
     rows = tuple(range(first, first + index.ndim))
+    spread = [] if every else _spread(net, group, index.size)
     operands, labels, active = [], [], []
-    for x, ls in zip(net.operands, net.labels, strict=True):
-        here = [(ls.index(k), i) for k, i in zip(group, at, strict=bool(group)) if k in ls]
+    for j, (x, ls) in enumerate(zip(net.operands, net.labels, strict=True)):
+        met = [(k, i) for k, i in zip(group, at, strict=bool(group)) if k in ls]
+        here = [(ls.index(k), i) for k, i in met if (j, k) not in spread]
         found = _chosen(x, ls, here, rows, net.dtype) if here and isinstance(x, Choice) else None
         if found is not None:
             x, ls = found
@@ -105,12 +111,36 @@ def _lookup(
         operands.append(x)
         labels.append(ls)
         active.append(bool(here))
+    for k in dict.fromkeys(k for _, k in spread):
+        number = at[group.index(k)]
+        operands.append(jax.nn.one_hot(number, sizes[k], dtype=net.dtype))
+        labels.append((*rows, k))
+        active.append(True)
     if not group:  # a dimension of size one: every index is row 0
         operands.append(jnp.ones(index.shape, net.dtype))
         labels.append(rows)
         active.append(True)
     dims = (*net.dims[:axis], *((k,) for k in rows), *net.dims[axis + 1 :])
     return Network(tuple(operands), tuple(labels), dims), active
+
+
+def _spread(net: Network, group: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """Operands and block labels at which they are met whole: (operand, label).
+
+    An operand that has the block of a row and not its place therein would be copied for every row.
+    Rows that are more than the blocks are spread over them instead: zero but in their own.
+    """
+    sizes, found = net.sizes, []
+    for j, (x, ls) in enumerate(zip(net.operands, net.labels, strict=True)):
+        own = [k for k in group if k in ls]
+        if len(own) != 1 or len(group) < 2 or isinstance(x, Choice | Selection | Factored):
+            continue
+        (k,) = own
+        others = [other for i, other in enumerate(net.labels) if i != j]
+        is_block = any(k in other and len({*group} & {*other}) > 1 for other in others)
+        if is_block and sizes[k] <= min(MOST_BLOCKS, count) and len(ls) > 1:
+            found.append((j, k))
+    return found
 
 
 def _indexed(x: Array, here: Sequence[tuple[int, Array]]) -> Array:

@@ -98,7 +98,7 @@ def test_the_kernel_within_the_bytes_of_hodlr():
     assert svd < np.sqrt(options.error[pick]) / np.linalg.norm(noise)
 
 
-@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("batch", [1, pytest.param(32, marks=pytest.mark.slow)])
 def test_one_sweep_up_and_one_down_are_all_arithmetic(batch):
     w = blocks.hss(blocks.generator(), ranks=(12, 12, 12, 12, 8), m=256, n=512)
     x = np.asarray(blocks.normal(blocks.generator(), batch, 256))
@@ -110,6 +110,7 @@ def test_one_sweep_up_and_one_down_are_all_arithmetic(batch):
     np.testing.assert_allclose(x @ w, x @ dense_of(w), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_order_recovers_a_shuffled_kernel(tmp_path):
     shuffle = np.random.default_rng(1).permutation(M)
     w = jnp.asarray(kernel(M, N)[shuffle])

@@ -294,17 +294,17 @@ class _Problem(NamedTuple):
             left = solve_ridge(gram, target)
             left_ahead = left + p.beta * (left - p.left)
         else:
-            left = passes(p.left_ahead, target - self.l1, gram, _passes(*x.shape, p))
+            left = passes(p.left_ahead, target - self.l1, gram, _passes(p, *x.shape))
             left_ahead = jnp.maximum(left + p.beta * (left - p.left), 0)
         x = self.data(left_ahead, p.right_ahead)
         gram, target = dot(left_ahead, left_ahead.T), dot(left_ahead, x)
-        right = passes(p.right_ahead, target - self.l1, gram, _passes(*x.shape[::-1], p))
+        right = passes(p.right_ahead, target - self.l1, gram, _passes(p, *x.shape[::-1]))
         right_ahead = jnp.maximum(right + p.beta * (right - p.right), 0)
         image = None if self.extrapolates else target
         return _Pair(left, right, left_ahead, right_ahead, image, p.best, p.beta)
 
 
-def _passes(length: int, size: int, p: _Pair) -> int:
+def _passes(p: _Pair, length: int, size: int) -> int:
     """Passes for components of a length whose data product sums over `size` entries.
 
     4 to 8; 16 where the problem is small.
