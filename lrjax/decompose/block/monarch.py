@@ -1,6 +1,7 @@
 """Monarch: the closed-form projection, an SVD of every slice, then least squares under a metric."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +47,17 @@ def monarch(
       ShapeError: the grid does not divide the matrix.
       RankError: the rank is below 1 or above what a slice has.
     """
-    check_grid(w.shape, grid, "Monarch")
+    check_rank(w.shape[-2:], grid, rank)
+    return _solve(w, metric, sweeps, tol, grid=tuple(grid), rank=rank)
+
+
+def check_rank(matrix: Sequence[int], grid: Grid, rank: int) -> None:
+    """Check that slices can have the rank; raises ShapeError or RankError."""
+    check_grid(matrix, grid, "Monarch")
     if rank < 1:
         todo = "Choose a rank of at least 1."
         raise RankError(message(got=f"Monarch of rank {rank}", expected="at least 1", todo=todo))
-    check_ranks(w.shape[-2:], np.full(grid, rank), "Monarch")
-    return _solve(w, metric, sweeps, tol, grid=tuple(grid), rank=rank)
+    check_ranks(tuple(matrix), np.full(grid, rank), "Monarch")
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "rank"))

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from lrjax.decompose.block import grid as blocks
 from lrjax.decompose.block.cells import Grid
-from lrjax.decompose.block.monarch import monarch, sorted_columns, sorted_side
+from lrjax.decompose.block.monarch import check_rank, monarch, sorted_columns, sorted_side
 from lrjax.decompose.block.outcome import with_total
 from lrjax.decompose.block.specs.common import (
     blocks_of,
@@ -72,7 +72,7 @@ class Monarch(Spec):
             price, most = q * m + p * n, min(m // p, n // q)
             ranks = range(1, min(most, (m * n - 1) // price) + 1)
             for r in ranks if self.rank is None else (self.rank,):
-                blocks.check_ranks((m, n), np.full((p, q), r), "Monarch")
+                check_rank((m, n), (p, q), r)
                 rows.append(((r, p, q), r * price, 2 * r * price, tails[r]))
         return options_of(rows, math.prod(stack))
 
