@@ -150,6 +150,7 @@ def test_weights_without_a_model_are_evaluated_against_the_dense_ones(run, bare,
     assert run("eval", tmp_path / "out").code == 2
 
 
+@pytest.mark.slow
 def test_importance_is_calibrated_by_name(run, encoder, texts, tmp_path):
     """Fisher information of the texts' embeddings; what is not asked for is not there later."""
     rule = ("--rule", "**/query/kernel", "--keep", "0.5")

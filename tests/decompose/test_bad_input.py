@@ -52,8 +52,8 @@ def first(*names):
     return pytest.mark.parametrize("name", [pytest.param(n, marks=slow(n)) for n in SPECS])
 
 
-HARD = first("svd", "tokens", "nmf", "banded", "ring", "hss")
-COUPLED = first("svd", "nmf", "tokens")
+HARD = first("svd", "nmf", "ring", "hss")
+COUPLED = first("svd", "tokens")
 
 
 def weight(name, seed=0):

@@ -132,6 +132,7 @@ SPECS = {
     "hss": (HSS((2, 2)), hss, ((2, 2),)),
 }
 every = pytest.mark.parametrize("name", SPECS)
+HIERARCHIES = ("hodlr", "hss")
 
 
 @functools.cache
@@ -141,7 +142,9 @@ def compiled(name):
     return jax.jit(lambda w, m, sweeps: solver(w, *sizes, metric=m, sweeps=sweeps, tol=0.0))
 
 
-@every
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in HIERARCHIES else ()) for n in SPECS]
+)
 def test_sweeps_lower_a_coupled_metric_and_the_residual_is_true(name):
     w, rows, cols = normal(3, M, N), psd(4, M), psd(5, N)
     run = compiled(name)
@@ -214,7 +217,7 @@ def test_capped_ranks_fit_their_slots_and_are_best_where_they_can_be():
 
 @pytest.mark.parametrize(
     "spec",
-    [BlockSVD(), Monarch(), HODLR(), BLAST()],
+    [BlockSVD(), Monarch(), HODLR(), pytest.param(BLAST(), marks=pytest.mark.slow)],
     ids=["blocks", "monarch", "hodlr", "blast"],
 )
 def test_options_price_and_predict_what_the_solver_does(spec):

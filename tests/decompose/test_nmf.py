@@ -139,6 +139,7 @@ def test_the_spec_solves_stacks_under_a_metric():
     np.testing.assert_array_equal(f.left, again.left)
 
 
+@pytest.mark.slow
 def test_options_fall_and_fix_the_rank():
     w = parts(1, 40, 30, 6)
     spec = NMF(semi=False)

@@ -72,7 +72,7 @@ def test_a_ring_whose_first_rank_is_one_is_the_train():
     assert float(info.residual) == pytest.approx(float(same.residual), rel=1e-5)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sweeps_never_rise_and_beat_their_start(weighted):
     w, metric = jnp.asarray(table()), frequencies() if weighted else Metric()
     start, _ = tr_svd(w, ROWS, COLS, RANKS)

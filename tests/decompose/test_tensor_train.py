@@ -124,6 +124,7 @@ def test_sweeps_never_rise_and_beat_their_start(name):
     assert float(runs[-1][1].residual) ** 2 == pytest.approx(losses[-1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_site_sweeps_turn_where_single_cores_cannot():
     """From ranks of one, and from a train of zeros, to a train of other ranks, under a metric."""
     w, metric = jnp.asarray(table()), METRICS["frequencies"]

@@ -124,6 +124,7 @@ def test_the_largest_entry_of_each_right_vector_is_positive():
         assert np.all(np.take_along_axis(vt, np.abs(vt).argmax(1)[:, None], 1) > 0)
 
 
+@pytest.mark.slow
 def test_bits_depend_on_the_key_alone_and_stacks_and_jit_change_nothing():
     stack = jnp.asarray(np.stack([decaying(72, 66, 0.6, seed)[0] for seed in (1, 2, 3)]))
     method = Krylov(8, 4)

@@ -77,6 +77,7 @@ def test_a_budget_goes_where_it_is_needed():
     assert c.loss(model, new) < c.loss(*cut(c, LatentKV(keep=1 / 3)))
 
 
+@pytest.mark.slow
 def test_one_layer_may_be_latent_and_the_artefact_says_so(tmp_path):
     c = case("llama")
     rules = {"layer_1/attention": LatentKV(keep=0.5, rotary=3)}
