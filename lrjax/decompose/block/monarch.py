@@ -1,7 +1,6 @@
 """Monarch: the closed-form projection, an SVD of every slice, then least squares under a metric."""
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +50,13 @@ def monarch(
     return _solve(w, metric, sweeps, tol, grid=tuple(grid), rank=rank)
 
 
-def check_rank(matrix: Sequence[int], grid: Grid, rank: int) -> None:
+def check_rank(matrix: tuple[int, ...], grid: Grid, rank: int) -> None:
     """Check that slices can have the rank; raises ShapeError or RankError."""
     check_grid(matrix, grid, "Monarch")
     if rank < 1:
         todo = "Choose a rank of at least 1."
         raise RankError(message(got=f"Monarch of rank {rank}", expected="at least 1", todo=todo))
-    check_ranks(tuple(matrix), np.full(grid, rank), "Monarch")
+    check_ranks(matrix, np.full(grid, rank), "Monarch")
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "rank"))
