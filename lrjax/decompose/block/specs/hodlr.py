@@ -11,19 +11,16 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from lrjax.decompose.block import grid as blocks
-from lrjax.decompose.block.cells import check_grid
 from lrjax.decompose.block.hodlr import check_levels, hodlr, level_spectra
 from lrjax.decompose.block.specs.common import (
     blocks_of,
     choices,
-    depths,
     each_matrix,
     options_of,
     unplanned,
 )
-from lrjax.decompose.spec import Options, Spec, solve
-from lrjax.errors import RankError, message
+from lrjax.decompose.block.specs.hierarchy import Hierarchy
+from lrjax.decompose.spec import Options, solve
 from lrjax.formats.hodlr import HODLR as HodlrWeight
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Info
@@ -31,34 +28,19 @@ from lrjax.metrics import Metric
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class HODLR(Spec):
-    """W = dense diagonal blocks, and off-diagonal ones of low rank level by level.
+class HODLR(Hierarchy):
+    """W = dense diagonal blocks, and off-diagonal ones of low rank level by level."""
 
-    Attributes:
-        ranks: of each level, coarse first; or left to the plan.
-        levels: how often W halves, or left to the plan.
-        sweeps: most sweeps of least squares under a metric that couples blocks.
-        tile: ranks are multiples of it; the plan's.
-    """
-
-    ranks: tuple[int, ...] | None = None
-    levels: int | None = None
-    sweeps: int = dataclasses.field(default=blocks.SWEEPS, kw_only=True)
-
-    tile: int = dataclasses.field(default=1, kw_only=True)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.ranks is not None and self.levels not in (None, len(self.ranks)):
-            got, todo = f"ranks {self.ranks} for {self.levels} levels", "Give one rank a level."
-            raise RankError(message(got=got, expected=f"{self.levels} ranks", todo=todo))
+    def check(self, matrix: tuple[int, ...], ranks: tuple[int, ...]) -> None:
+        """See `check_levels`."""
+        check_levels(matrix, ranks)
 
     def measure(self, w: Array, metric: Metric) -> Array:
         """Roots of the energies that each rank takes of a level's blocks, [*S, L, k].
 
         The scale is the metric's own, and not made to sum to anything: the diagonal stays dense.
         """
-        levels = max(self._depths(w.shape[-2:]), default=0)
+        levels = max(self.depths(w.shape[-2:]), default=0)
         if not levels:
             return jnp.zeros((*w.shape[:-2], 1, 1))
         return each_matrix(w, metric, functools.partial(level_spectra, levels=levels))
@@ -73,7 +55,7 @@ class HODLR(Spec):
         *stack, m, n = layout.matrix_shape(shape)
         energy = np.asarray(spectrum, np.float64).reshape(-1, *np.shape(spectrum)[-2:]) ** 2
         rows = []
-        for depth in self._depths((m, n)):
+        for depth in self.depths((m, n)):
             squares = energy.sum(0)[:depth]
             caps = np.array([min(m, n) // 2**k for k in range(1, depth + 1)])
             diagonal = m * n // 2**depth
@@ -84,22 +66,9 @@ class HODLR(Spec):
                 rows.append(((depth, *ranks.tolist()), params, flops, squares[~kept].sum()))
         return options_of(rows, math.prod(stack))
 
-    def with_rank(self, rank: Any) -> Self:
-        """The spec with these (levels, ranks)."""
-        levels, *ranks = (int(r) for r in rank)
-        return dataclasses.replace(self, ranks=tuple(ranks[:levels]), levels=levels)
-
-    def tiled(self, tile: int) -> Self:
-        """The spec with this tile."""
-        return dataclasses.replace(self, tile=tile)
-
-    def is_aligned(self, rank: Any, tile: int) -> bool:
-        """`options` has seen to it."""
-        return True
-
     def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
         """The blocks beside the diagonal, level by level, [*S, 2^l, m_l, n_l] each."""
-        deepest = max(self._depths(w.shape[-2:]), default=0)
+        deepest = max(self.depths(w.shape[-2:]), default=0)
         grids = [(2**k, 2**k) for k in range(1, deepest + 1)]
         beside = lambda g, blocks: np.stack([blocks[g * i + (i ^ 1)] for i in range(g)], axis=-3)
         return [beside(g, blocks_of(w, (g, g))) for g, _ in grids]
@@ -107,7 +76,7 @@ class HODLR(Spec):
     def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
         """Level by level, at the depth that is smallest so."""
         m, n = shape[-2:]
-        depths = choices(self._depths((m, n)), self, shape)
+        depths = choices(self.depths((m, n)), self, shape)
         size = lambda depth: m * n // 2**depth + sum(ranks[:depth]) * (m + n)
         depth = min(depths, key=size)
         return self.with_rank((depth, *ranks[:depth]))
@@ -122,15 +91,6 @@ class HODLR(Spec):
         level = order[: int(usable.sum())] // max(steps, 1)
         counts = range(1, min(most // self.tile, len(level)) + 1)
         return [self.tile * np.bincount(level[:count], minlength=depth) for count in counts]
-
-    def _depths(self, matrix: Sequence[int]) -> tuple[int, ...]:
-        if self.ranks is not None:
-            check_levels(tuple(matrix), self.ranks)
-            return (len(self.ranks),)
-        if self.levels is not None:
-            check_grid(tuple(matrix), (2**self.levels,) * 2, "HODLR")
-            return (self.levels,)
-        return depths(matrix)
 
 
 @solve.register

@@ -11,19 +11,19 @@ from jax import Array
 from jaxtyping import Float
 
 from lrjax.decompose.block import grid as blocks
-from lrjax.decompose.block.cells import check_grid, join
+from lrjax.decompose.block.cells import join
 from lrjax.decompose.block.hss import check_levels, hss
 from lrjax.decompose.block.nested import nested_losses, steps_between
 from lrjax.decompose.block.outcome import with_total
 from lrjax.decompose.block.specs.common import (
     blocks_of,
     choices,
-    depths,
     each_matrix,
     options_of,
     unplanned,
 )
-from lrjax.decompose.spec import Options, Spec, solve
+from lrjax.decompose.block.specs.hierarchy import Hierarchy
+from lrjax.decompose.spec import Options, solve
 from lrjax.formats.hss import HSS as HssWeight
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Info
@@ -32,25 +32,16 @@ from lrjax.metrics import Metric
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class HSS(Spec):
-    """W = dense diagonal blocks, and all others between bases that are nested level by level.
+class HSS(Hierarchy):
+    """W = dense diagonal blocks, and all others between bases that are nested level by level."""
 
-    Attributes:
-        ranks: of each level, coarse first; or left to the plan.
-        levels: how often W halves, or left to the plan.
-        sweeps: most sweeps of least squares under a metric that couples blocks.
-        tile: ranks are multiples of it; the plan's.
-    """
-
-    ranks: tuple[int, ...] | None = None
-    levels: int | None = None
-    sweeps: int = dataclasses.field(default=blocks.SWEEPS, kw_only=True)
-
-    tile: int = dataclasses.field(default=1, kw_only=True)
+    def check(self, matrix: tuple[int, ...], ranks: tuple[int, ...]) -> None:
+        """See `check_levels`."""
+        check_levels(matrix, ranks)
 
     def measure(self, w: Array, metric: Metric) -> Array:
         """The matrix whitened by what the smallest blocks meet of the metric."""
-        deepest = 2 ** max(self._depths(w.shape[-2:]), default=0)
+        deepest = 2 ** max(self.depths(w.shape[-2:]), default=0)
         white = functools.partial(blocks.whitened, grid=(deepest, deepest))
         whitened = join(each_matrix(w, metric, white)) if deepest > 1 else working(w)
         return with_total(whitened, metric.loss(w), 2)
@@ -65,7 +56,7 @@ class HSS(Spec):
         *stack, m, n = layout.matrix_shape(shape)
         w = np.asarray(spectrum, np.float64).reshape(-1, m, n)
         rows = []
-        for depth in self._depths((m, n)):
+        for depth in self.depths((m, n)):
             for ranks, error in self._curve(w, depth):
                 params = parameters((m, n), ranks)
                 if params < m * n or self.ranks is not None:
@@ -73,23 +64,10 @@ class HSS(Spec):
                     rows.append(((depth, *ranks), params, flops, error))
         return options_of(rows, math.prod(stack))
 
-    def with_rank(self, rank: Any) -> Self:
-        """The spec with these (levels, ranks)."""
-        levels, *ranks = (int(r) for r in rank)
-        return dataclasses.replace(self, ranks=tuple(ranks[:levels]), levels=levels)
-
-    def tiled(self, tile: int) -> Self:
-        """The spec with this tile."""
-        return dataclasses.replace(self, tile=tile)
-
-    def is_aligned(self, rank: Any, tile: int) -> bool:
-        """`options` has seen to it."""
-        return True
-
     def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
         """Block rows and block columns without the diagonal, level by level."""
         found = []
-        for count in (2**k for k in range(1, 1 + max(self._depths(w.shape[-2:]), default=0))):
+        for count in (2**k for k in range(1, 1 + max(self.depths(w.shape[-2:]), default=0))):
             cells = blocks_of(w, (count, count))
             others = [[j for j in range(count) if j != i] for i in range(count)]
             row = lambda i, js: np.concatenate([cells[i * count + j] for j in js], -1)  # noqa: B023
@@ -110,7 +88,7 @@ class HSS(Spec):
                 most = 2 * found[-1]
             return tuple(found[::-1])
 
-        options = choices(map(capped, self._depths(matrix)), self, shape)
+        options = choices(map(capped, self.depths(matrix)), self, shape)
         best = min(options, key=functools.partial(parameters, matrix))
         return self.with_rank((len(best), *best))
 
@@ -119,15 +97,6 @@ class HSS(Spec):
             return iter(nested_losses(w, depth, self.tile, self.ranks))
         size = functools.partial(parameters, w.shape[1:])
         return steps_between(nested_losses(w, depth, self.tile), size, self.tile)
-
-    def _depths(self, matrix: Sequence[int]) -> tuple[int, ...]:
-        if self.ranks is not None:
-            check_levels(tuple(matrix), self.ranks)
-            return (len(self.ranks),)
-        if self.levels is not None:
-            check_grid(tuple(matrix), (2**self.levels,) * 2, "HSS")
-            return (self.levels,)
-        return depths(matrix)
 
 
 def parameters(matrix: Sequence[int], ranks: Sequence[int]) -> int:
