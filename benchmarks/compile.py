@@ -29,6 +29,7 @@ from lrjax.decompose import (
     BLAST,
     CP,
     HODLR,
+    HSS,
     NMF,
     SVD,
     Banded,
@@ -39,6 +40,7 @@ from lrjax.decompose import (
     Monarch,
     SharedBasis,
     Spec,
+    TensorRing,
     TensorTrain,
     TokenTrain,
     Tucker,
@@ -139,6 +141,7 @@ def specs() -> Iterator[tuple[Shape, Spec, tuple[Any, ...]]]:
     yield TABLE, TensorTrain(32, count=3, sweeps=2), (None, diagonal)
     yield TABLE, TensorTrain(32, count=4, sweeps=2), plain
     yield MLP, TensorTrain(32, count=3, sweeps=2), (None, inputs, two_sided)
+    yield MLP, TensorRing(16, count=3, sweeps=2), (None, inputs, two_sided)
     yield (4096, 96), TokenTrain((4, 4), (6, 4, 4)), plain
     yield MLP, Kronecker(8, (64, 32), sweeps=0), plain
     yield MLP, Kronecker(8, (64, 32), sweeps=2), (inputs, two_sided)
@@ -146,6 +149,7 @@ def specs() -> Iterator[tuple[Shape, Spec, tuple[Any, ...]]]:
     yield MLP, NMF(64, semi=False, iterations=2), plain
     yield MLP, BlockSVD(tuple(range(8, 40, 2)), (4, 4), sweeps=2), (None, inputs, two_sided)
     yield MLP, HODLR((32, 16), sweeps=2), (None, inputs, two_sided)
+    yield MLP, HSS((32, 16), sweeps=2), (None, inputs, two_sided)
     yield MLP, BLAST(64, (4, 4), sweeps=2), (None, inputs, two_sided)
     yield MLP, Monarch(1, (32, 32), sweeps=2), (None, inputs, two_sided)
     yield (6, *ATTENTION), SharedBasis(192, sweeps=2), plain

@@ -31,6 +31,6 @@ class Probes:
         """One cotangent for each output."""
         keys = jax.random.split(key, len(outputs))
         law = {"normal": jax.random.normal, "rademacher": jax.random.rademacher}[self.law]
-        return [
-            law(k, y.shape, jnp.float32).astype(y.dtype) for k, y in zip(keys, outputs, strict=True)
-        ]
+        # Drawn flat: see `lrjax.linalg.draw`.
+        drawn = (law(k, (y.size,), jnp.float32) for k, y in zip(keys, outputs, strict=True))
+        return [x.reshape(y.shape).astype(y.dtype) for x, y in zip(drawn, outputs, strict=True)]

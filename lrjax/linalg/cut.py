@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lrjax.linalg.draw import normal
 from lrjax.linalg.orthonormal import fix_signs
 from lrjax.linalg.policy import EIGH_SHARE, EIGH_SIZE, Accuracy
 from lrjax.linalg.stack import dot
@@ -99,7 +100,7 @@ def _by_sketch(
     n = a.shape[1]
     head = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
     pairs = zip(jax.random.split(key), (head, n // head), strict=True)
-    first, second = (jax.random.normal(k, (width, size), a.dtype) for k, size in pairs)
+    first, second = (normal(k, (width, size), a.dtype) for k, size in pairs)
     sketch = dot(a.reshape(-1, n // head), (second * unit).T).reshape(len(a), head, width)
     sketch = jnp.sum(sketch * first.T, axis=1)
     orthonormal = lambda x: jnp.linalg.qr(jnp.where(finite, x, 0))[0]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from lrjax.linalg.draw import normal
 from lrjax.linalg.stack import dot, dot_t
 
 
@@ -60,7 +61,7 @@ class Normal:
 
     def sketch(self, key: Array, count: int) -> Float[Array, "b n"]:
         """Rows of a random span near M's leading eigenvectors: N(0, 1) S W."""
-        omega = jax.random.normal(key, (count, self.w.shape[0]), self.w.dtype)
+        omega = normal(key, (count, self.w.shape[0]), self.w.dtype)
         return dot(self.weigh(omega), self.w)
 
     def scaled(self, probe: Array) -> tuple["Normal", Array]:

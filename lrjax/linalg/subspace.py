@@ -1,10 +1,10 @@
 """Leading vectors of a Gram matrix by block iteration, where the whole eigenproblem is dear."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from lrjax.linalg.draw import normal
 from lrjax.linalg.normal import largest
 from lrjax.linalg.orthonormal import cholesky_qr2, fix_signs
 from lrjax.linalg.policy import EIGH_SHARE
@@ -43,11 +43,11 @@ def leading_vectors(
     if n <= DIRECT or width > EIGH_SHARE * n:
         return fix_signs(largest(gram, rank, jnp.asarray(True))[1])[0].T
     if start is None:
-        images = dot(gram, jax.random.normal(key, (n, width), gram.dtype))
+        images = dot(gram, normal(key, (n, width), gram.dtype))
         basis = jnp.linalg.qr(images)[0].T  # powers of a random start are nearly parallel
         passes -= 1
     else:
-        extra = jax.random.normal(key, (width - rank, n), gram.dtype) / n**0.5
+        extra = normal(key, (width - rank, n), gram.dtype) / n**0.5
         basis = jnp.concatenate([start.T, extra])
     step = lambda _, b: cholesky_qr2(_even(dot(b, gram)))
     basis = lax.fori_loop(0, passes, step, basis)

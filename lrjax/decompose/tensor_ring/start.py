@@ -15,6 +15,7 @@ from lrjax.decompose.chain.sweeps import Problem, sweep
 from lrjax.decompose.tucker.start import initial
 from lrjax.formats.tensor_ring import TensorRing
 from lrjax.linalg import Accuracy
+from lrjax.linalg.draw import normal
 from lrjax.linalg.driver import iterate
 from lrjax.linalg.stack import over_stack, working
 from lrjax.linalg.tensor import total, unit_of
@@ -85,7 +86,7 @@ def _best(y: Array, ranks: tuple[int, ...], starts: int, key: Array) -> Chain:
     found = split(y, ranks, key, Accuracy.DEFAULT)
     *others, last = found.cores
     chains = tuple(
-        jnp.concatenate([core[None], jax.random.normal(k, (starts - 1, *shape), y.dtype)])
+        jnp.concatenate([core[None], normal(k, (starts - 1, *shape), y.dtype)])
         for core, k, shape in zip((*others, last / found.unit), keys, bonds, strict=True)
     )
     problem = Problem(y, None, [jnp.ones(n) for n in y.shape])

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from lrjax.linalg import Accuracy
 from lrjax.linalg.cut import cut
+from lrjax.linalg.draw import normal
 from lrjax.linalg.stack import dot, working
 from lrjax.linalg.subspace import PASSES, leading_vectors
 from lrjax.linalg.tensor import fold, halves, mode_gram, mode_product, project, unfold
@@ -77,7 +78,7 @@ def sketched(
     keys = jax.random.split(key, len(ranks))
     for k in right:
         width = min(ranks[k], SKETCH)  # pyright: ignore
-        factors[k] = jax.random.normal(keys[k], (y.shape[k], width), y.dtype)
+        factors[k] = normal(keys[k], (y.shape[k], width), y.dtype)
     core = jnp.zeros(())
     for own, others in ((left, right), (right, left)) if right else ((left, right),):
         core = project(y, factors, others, scale) if others else y * scale
