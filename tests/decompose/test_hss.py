@@ -12,8 +12,19 @@ from lrjax.decompose.block import hss, seriate
 from lrjax.errors import RankError, ShapeError
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Status
-from lrjax.metrics import Metric
-from tests.decompose.test_block import KERNEL, M, N, grid_of, kernel, loss, normal, planned, tail
+from lrjax.metrics import Gram, Metric
+from tests.decompose.test_block import (
+    KERNEL,
+    M,
+    N,
+    grid_of,
+    kernel,
+    loss,
+    normal,
+    planned,
+    psd,
+    tail,
+)
 from tests.formats import blocks
 
 
@@ -55,6 +66,17 @@ def test_losses_of_the_projections_are_between_a_tail_and_the_sum_of_tails():
     info = solve(HSS((5,)), jnp.asarray(w))[1]  # a level alone is HODLR, bases and all
     other = solve(HODLR((5,)), jnp.asarray(w))[1]
     np.testing.assert_allclose(info.residual, other.residual, rtol=1e-5)
+
+
+def test_least_squares_under_a_gram_take_blocks_of_odd_sides():
+    w, gram = normal(4, 6, 10), psd(5, 6)
+    runs = [
+        solve(HSS((1,), sweeps=s), jnp.asarray(w), metric=Metric(Gram(jnp.asarray(gram))))
+        for s in (0, 20)
+    ]
+    missed = [loss(w, f, gram) for f, _ in runs]
+    np.testing.assert_allclose([info.residual for _, info in runs], missed, rtol=1e-4)
+    assert missed[1] < 0.98 * missed[0]
 
 
 def test_options_price_and_predict_what_the_solver_does():

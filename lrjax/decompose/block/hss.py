@@ -176,13 +176,12 @@ def _levels(factors: Factors) -> list[tuple[Array, Array, Array]]:
 
 def _cores(factors: Factors) -> list[Float[Array, "c c r q"]]:
     """What lies between the bases of each level, fine first."""
-    cores, above = [], None
-    for left, coupling, right in _levels(factors)[::-1]:
-        c, r, q = coupling.shape
-        core = jnp.zeros((c, c, r, q), coupling.dtype) if above is None else above
-        core = core.at[_siblings(c)].add(coupling)
-        cores.append(core)
-        above = _apart(_between((left, coupling, right), core))
+    *finer, coarsest = _levels(factors)
+    c, r, q = coarsest[1].shape
+    cores = [jnp.zeros((c, c, r, q), coarsest[1].dtype).at[_siblings(c)].add(coarsest[1])]
+    for level, above in zip(finer[::-1], _levels(factors)[::-1], strict=False):
+        core = _apart(_between(above, cores[-1]))
+        cores.append(core.at[_siblings(len(core))].add(level[1]))
     return cores[::-1]
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lrjax.decompose.block.cells import weigh
 from lrjax.linalg.driver import Progress, iterate
+from lrjax.linalg.whitening import FLOOR
 
 INNER = 3
 """Conjugate-gradient steps of a half-sweep where the preconditioner is not the inverse."""
@@ -50,6 +51,7 @@ def refit(
       tol: relative decrease of the loss in a sweep that ends them.
       exact: whether those normal equations are the problem's own, so that one step solves it.
     """
+    rows, cols = _ridged(rows), _ridged(cols)
     of = lambda fs: loss(w - form(fs), rows, cols)
 
     def half(fs: Factors, k: int) -> Factors:
@@ -80,3 +82,17 @@ def refit(
         return fs, of(fs)
 
     return iterate(sweep, factors, of(factors), steps=sweeps, tol=tol)
+
+
+def _ridged(side: Array | None) -> Array | None:
+    """A side that sees every direction.
+
+    Factors hold what rounding put into those that it does not see, and the preconditioner
+    multiplies that sweep after sweep: to 5e4 in 13, under a Gram of rank 3 of 12. The eigenvalues
+    of a Gram are uncertain by the floor times the largest, which is at most its norm.
+    """
+    if side is None:
+        return None
+    if side.ndim == 1:
+        return side + FLOOR * jnp.mean(side)
+    return side + FLOOR * jnp.linalg.norm(side) * jnp.eye(len(side), dtype=side.dtype)
