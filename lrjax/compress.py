@@ -15,9 +15,8 @@ from lrjax.calibrate import Stats
 from lrjax.decompose import SVD, BlockSVD, Spec
 from lrjax.decompose.spec import solve_covering
 from lrjax.errors import LrjaxError, ShapeError, StatsError, message
-from lrjax.formats import LowRank, Sum
-from lrjax.formats.layout import low_rank
-from lrjax.formats.network import Unsupported
+from lrjax.formats import LowRank
+from lrjax.formats.placed import placed
 from lrjax.linalg import Info, Status
 from lrjax.metrics import Frobenius, Metric
 from lrjax.ops import densify
@@ -147,39 +146,16 @@ def _solve_jit(spec: Spec, w: jax.Array, metric: Metric, key: jax.Array, ranks: 
 
 
 def _cut(factors: Any, job: _Job) -> Any:
-    """A solution in the dense weight's dims; a low-rank one cut to the job's own rank."""
-    layout, shape = job.entry.layout, job.entry.shape
-    if isinstance(factors, LowRank):
-        rank = job.spec.rank if isinstance(job.spec, SVD) else factors.rank
-        left, right = factors.left[..., :rank], factors.right[..., :rank, :]
-        return low_rank(left, right, layout, shape)
-    if isinstance(factors, Sum):
-        return Sum(tuple(_cut(part, job) for part in factors.parts))
+    """A solution cut to the job's own ranks, in the dense weight's dims."""
+    if isinstance(job.spec, SVD):
+        rank = job.spec.rank
+        factors = LowRank(factors.left[..., :rank], factors.right[..., :rank, :])
     if isinstance(job.spec, BlockSVD):
         factors = factors.trimmed(job.spec.block_ranks.tolist())
-    stack, rows, cols = layout.resolve(len(shape))
-    order = tuple((*rows, *cols).index(d) for d in range(len(stack), len(shape)))
-    if {"rows", "cols", "order"} <= {f.name for f in dataclasses.fields(factors)}:
-        sizes = {"rows": tuple(shape[d] for d in rows), "cols": tuple(shape[d] for d in cols)}
-        factors = dataclasses.replace(factors, **sizes, order=order)
-    elif order != (0, 1):
-        raise _misfit(job, factors)
     try:
-        factors.lazy(job.entry.path)
-    except Unsupported as e:
-        raise _misfit(job, factors) from e
-    return factors
-
-
-def _misfit(job: _Job, factors: Any) -> ShapeError:
-    return ShapeError(
-        message(
-            path=job.entry.path,
-            got=f"a {type(factors).__name__}, which stands for a matrix alone",
-            expected=f"a format for {job.entry.shape} with {job.entry.layout}",
-            todo="Choose another format for this weight.",
-        )
-    )
+        return placed(factors, job.entry.layout, job.entry.shape)
+    except ShapeError as e:
+        raise ShapeError(f"{job.entry.path}: {e}") from e
 
 
 def _biases(

@@ -104,6 +104,12 @@ class Spec(ABC):
         """
         return self
 
+    @property
+    def frame(self) -> Self:
+        """The spec with every rank that it has at one: how the weight is cut, and not how large."""
+        sizes = {f.name for f in dataclasses.fields(self)} & {"rank", "ranks"}
+        return dataclasses.replace(self, **{name: _ones(getattr(self, name)) for name in sizes})
+
     def covering(self, specs: Sequence["Spec"], shape: Sequence[int]) -> tuple["Spec", np.ndarray]:
         """A spec of ranks no less than those of all `specs`, of one family, and theirs, [G, ...].
 
@@ -239,6 +245,12 @@ def solve_covering(
       key: randomness.
     """
     return solve(spec, w, metric=metric, key=key)
+
+
+def _ones(ranks: Any) -> Any:
+    if isinstance(ranks, tuple):
+        return tuple(map(_ones, ranks))
+    return ranks if ranks is None or isinstance(ranks, bool) else 1
 
 
 def _plain(value: Any) -> Any:

@@ -1,17 +1,20 @@
 """Which leaves the rules mean: matrices to factor, leaves to leave, aliases, and loud mistakes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lrjax import trees
-from lrjax.decompose import Spec
+from lrjax.decompose import SVD, Spec, solve
 from lrjax.errors import RankError, RuleError, ShapeError, StatsError, message
 from lrjax.formats.layout import Layout, default_layout, matricize
+from lrjax.formats.placed import placed
 from lrjax.lift import UseKind, WeightUse
 from lrjax.trees import Tree
 
@@ -66,6 +69,26 @@ class Target:
     def matrix_shape(self) -> tuple[int, ...]:
         """Shape [*S, m, n] of the weight's matrices."""
         return self.layout.matrix_shape(self.leaf.shape)
+
+    def misfit(self, spec: Spec) -> str:
+        """Why a format of fixed size cannot have the leaf's dims; empty if it can."""
+        stack, rows, cols = self.layout.resolve(len(self.leaf.shape))
+        plain = (rows, cols) == ((len(stack),), (len(stack) + 1,))
+        if plain or isinstance(spec, SVD):  # one product meets any dims
+            return ""
+        return _misfit(spec.frame, self.layout, tuple(self.leaf.shape))
+
+
+@functools.lru_cache(1024)
+def _misfit(spec: Spec, layout: Layout, shape: tuple[int, ...]) -> str:
+    matrix = jax.ShapeDtypeStruct(layout.matrix_shape(shape), jnp.float32)
+    try:
+        jax.eval_shape(lambda w: placed(solve(spec, w)[0], layout, shape), matrix)
+    except ShapeError as e:
+        return str(e)
+    except RuleError:  # a spec that is planned with, and has no solver here
+        return ""
+    return ""
 
 
 def targets(params: Tree, rules: Mapping[str, Rule], uses: Mapping[str, WeightUse]) -> list[Target]:

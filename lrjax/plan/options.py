@@ -102,6 +102,7 @@ def choices(
     Raises:
         RankError: the fixed rank of the only candidate is impossible, or costs more than the dense
             weight and the spec does not allow it.
+        ShapeError: no size of the only candidate fits the weight's dims.
     """
     specs: list[Spec | None] = []
     columns: list[tuple[int, int, float]] = []
@@ -123,15 +124,22 @@ def choices(
                 raise
             refused[candidate] = str(e).removeprefix(f"{target.path}: ")
             continue
-        before = len(specs)
+        before, misfit = len(specs), ""
         for rank, params, flops, error in zip(*found, strict=True):
             aligned = candidate in target.ruled or spec.is_aligned(rank, tile)
             if given or (params < target.size and aligned):
-                size = int(rank) if np.ndim(rank) == 0 else tuple(map(int, rank))
-                specs.append(spec.with_rank(size))
+                sized = spec.with_rank(int(rank) if np.ndim(rank) == 0 else tuple(map(int, rank)))
+                if no := target.misfit(sized):
+                    misfit = no
+                    continue
+                specs.append(sized)
                 columns.append((int(params), int(flops * share), scale * float(error)))
                 origin.append(candidate)
-        if len(specs) == before:
+        if len(specs) == before and misfit:
+            if len(target.specs) == 1:
+                raise ShapeError(f"{target.path}: {misfit}")
+            refused[candidate] = misfit
+        elif len(specs) == before:
             refused[candidate] = "no size below the dense weight's"
         elif candidate in target.ruled:
             fixed = True

@@ -10,9 +10,10 @@ import pytest
 
 from lrjax import ops
 from lrjax.decompose import TensorTrain, TokenTrain, solve, spec_from_json
-from lrjax.decompose.chain.digits import balanced
+from lrjax.decompose.chain.digits import aligned, balanced
 from lrjax.decompose.tensor_train import rounded, token_train, train_ranks, tt_als, tt_svd
 from lrjax.errors import RankError, ShapeError
+from lrjax.formats import Network
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Status
 from lrjax.metrics import Diagonal, Gram, Metric
@@ -252,3 +253,13 @@ def test_digits_are_balanced_and_pad_little(size, count):
     assert len(digits) == count
     assert size <= math.prod(digits) <= max(1.01 * size, size + 4)
     assert (digits[0] - 1) * math.prod(digits[1:]) < size
+
+
+@pytest.mark.parametrize(
+    ("dims", "count", "digits"),
+    [((3, 3, 10), 3, (3, 6, 5)), ((12, 64), 3, (12, 8, 8)), ((97, 2), 2, (97, 2)), ((5,), 1, (5,))],
+)
+def test_digits_may_meet_the_dims_of_a_kernel(dims, count, digits):
+    assert aligned(dims, count) == digits
+    whole = Network.parse("a b c d -> (a b c d)", jnp.zeros((*digits, *(1,) * (4 - len(digits)))))
+    assert whole.reshape(dims).shape == dims

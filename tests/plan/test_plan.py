@@ -10,7 +10,17 @@ import pytest
 
 from lrjax.calibrate import Probes, Stats, calibrate
 from lrjax.compress import compress
-from lrjax.decompose import SVD, Kronecker, Options, SharedBasis, Spec, TensorTrain, Tucker
+from lrjax.decompose import (
+    SVD,
+    Banded,
+    BlockSVD,
+    Kronecker,
+    Options,
+    SharedBasis,
+    Spec,
+    TensorTrain,
+    Tucker,
+)
 from lrjax.errors import ArtefactError, BudgetError, RankError, RuleError, ShapeError, StatsError
 from lrjax.formats import LowRank
 from lrjax.formats.layout import Layout
@@ -247,6 +257,23 @@ def test_of_several_candidates_the_least_loss_for_the_cost_wins(params, share, w
     for allocation in (Global(), Uniform()):
         p = plan(params, rules, budget=Budget(keep=0.3), allocation=allocation)
         assert type(p["a/kernel"].spec).__name__ == winner
+
+
+def test_formats_that_cannot_have_the_dims_are_refused_before_they_are_chosen():
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(30, 3, 14)), jnp.float32)
+    usage = {"heads": use("heads", Layout((0,), (1, 2)), w.shape, UseKind.DOT)}
+    make = functools.partial(plan, {"heads": w}, usage=usage, trials=False)
+    for misfit in (BlockSVD(2, (3, 2)), Kronecker(2, (3, 2)), Banded((1, 1), count=2)):
+        with pytest.raises(ShapeError, match=r"heads: .*matrix alone"):
+            make({"heads": misfit})
+    rules = {"heads": [BlockSVD(grid=(3, 2)), TensorTrain(sweeps=0)]}
+    p = make(rules, budget=Budget(keep=0.7))
+    assert "BlockSVD: got" in p["heads"].reason
+    found = compress({"heads": w}, p)["heads"]
+    assert found.shape == w.shape
+    lost = np.sum((np.asarray(w, np.float64) - np.asarray(densify(found))) ** 2)
+    assert lost == pytest.approx(p["heads"].loss, rel=1e-3)
 
 
 @pytest.mark.slow

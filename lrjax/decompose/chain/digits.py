@@ -62,6 +62,28 @@ def balanced(size: int, count: int) -> Digits:
     return best[1]
 
 
+@functools.lru_cache(1024)
+def aligned(dims: tuple[int, ...], count: int) -> Digits:
+    """`count` digits near each other whose index is that of these dimensions, merged row-major.
+
+    A digit ends where a dimension does, or both within one that it divides; none is padded.
+    """
+    size = math.prod(dims)
+    ends = [math.prod(dims[k + 1 :]) for k in range(len(dims))]
+    # What is behind the end of a digit: whole dimensions, and a divisor of the one before them.
+    sizes = zip(ends, dims, strict=True)
+    cuts = {end * t for end, n in sizes for t in range(1, n + 1) if n % t == 0}
+
+    @functools.cache
+    def best(rest: int, count: int) -> tuple[float, Digits]:
+        if count == 1:
+            return math.log(rest) ** 2, (rest,)
+        parts = ((cut, best(cut, count - 1)) for cut in cuts if rest % cut == 0)
+        return min((math.log(rest // cut) ** 2 + x, (rest // cut, *own)) for cut, (x, own) in parts)
+
+    return best(size, count)[1]
+
+
 def check_digits(w: Array, rows: Digits, cols: Digits) -> None:
     """Check that the digits hold the last two dimensions of w.
 

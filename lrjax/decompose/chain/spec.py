@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lrjax.decompose.chain.digits import Digits, balanced, pairs
+from lrjax.decompose.chain.digits import Digits, aligned, balanced, pairs
 from lrjax.decompose.chain.sweeps import SWEEPS, TOL
 from lrjax.decompose.spec import Options, Spec
 from lrjax.errors import RankError, message
@@ -36,7 +36,8 @@ class ChainSpec(Spec):
     Attributes:
         rank: of each bond, or one for all of them (less where the digits on one side span less);
             or left to the plan.
-        rows: digits of the row index; by default `count` balanced ones with the least padding.
+        rows: digits of the row index; by default `count` balanced ones with the least padding, or
+            none where they are to meet several dimensions of the weight (`fitted`).
         cols: digits of the column index; likewise.
         count: number of cores, where digits are not given.
         sweeps: most sweeps after the sequential SVDs, under the metric.
@@ -63,6 +64,19 @@ class ChainSpec(Spec):
     @abstractmethod
     def cut(self, w: Array, ranks: Ranks) -> Chain:
         """A chain of these ranks for matrices [*S, m, n], by sequential truncated SVDs."""
+
+    def fitted(self, shape: Sequence[int], layout: Layout) -> Self:
+        """The spec with digits that meet the dimensions of a weight of this shape.
+
+        Of a side of one dimension, or whose digits are given, they stay as they are.
+        """
+        _, *dims = layout.resolve(len(shape))
+        count = len(self.rows or self.cols or (0,) * self.count)
+        rows, cols = (
+            own or (None if len(side) == 1 else aligned(tuple(shape[d] for d in side), count))
+            for own, side in zip((self.rows, self.cols), dims, strict=True)
+        )
+        return dataclasses.replace(self, rows=rows, cols=cols)
 
     def digits(self, shape: Sequence[int]) -> tuple[Digits, Digits]:
         """Digits of the rows and columns of a matrix."""
