@@ -176,6 +176,14 @@ def test_zero_deficient_huge_tiny_and_nan(name):
     assert not np.asarray(f.densify()).any()
 
 
+def test_entries_stay_in_bounds_where_grams_see_few_directions():
+    w, (a, b) = normal(0, M, N), (normal(1, 3, M), normal(2, 3, N))
+    few = metric_of(a.T @ a, b.T @ b)
+    f, info = compiled("blocks")(w, few, 5)
+    assert info.residual < 1e-3 * few.norm(jnp.asarray(w))
+    assert jnp.max(jnp.abs(f.densify())) < 2 * np.max(np.abs(w))
+
+
 def test_a_diagonal_metric_is_solved_exactly_block_by_block():
     w, rows, cols = normal(6, M, N), np.abs(normal(7, M)) ** 3, np.abs(normal(8, N))
     f, _ = solve(BlockSVD((3,) * 8, (2, 4)), jnp.asarray(w), metric=metric_of(rows, cols))
