@@ -15,7 +15,7 @@ from lrjax.formats.layout import Layout, default_layout, matricize
 from lrjax.lift import UseKind
 from lrjax.metrics import Frobenius, Kind, Metric, default_kind
 from lrjax.ops import cost, densify
-from lrjax.plan.binding import bind
+from lrjax.plan.binding import bind, tokens_of
 from lrjax.plan.record import Plan
 from lrjax.plan.table import bytes_text, shape_text, table
 from lrjax.trees import Tree
@@ -204,6 +204,7 @@ def _view(
     seen = stats is not None and path in stats
     if plan is not None and path in plan:
         entry = plan[path]
+        lookup |= len(entry.shape) > 1 and not entry.shared and not entry.dense_flops
         return entry.layout, entry.kind if seen or stats is None else Frobenius(), lookup
     layout = use.layout if use is not None and use.layout is not None else None
     if layout is None:
@@ -221,12 +222,15 @@ def _errors(
         seen = stats.of(path)
     bound = bind(path, w, layout, kind, seen)
     rebuilt = matricize(jnp.asarray(densify(new)), layout)
-    lost, total, spectrum = _measure(bound.matrix, rebuilt, bound.metric)
-    total = float(jnp.sum(total))
-    error = float(jnp.sum(lost)) / total if total > 0 else float(jnp.sum(lost))
+    lost, total, spectrum = jax.tree.map(np.asarray, _measure(bound.matrix, rebuilt, bound.metric))
+    # as in the plan, a matrix of a stack counts by the tokens that it has seen
+    counts = tokens_of(seen, kind)
+    counts = counts / (counts.max() or 1)
+    lost, total = np.sum(counts * lost), np.sum(counts * total)
+    error = float(lost / total if total > 0 else lost)
     if not isinstance(new, LowRank) or not bound.metric.is_separable:
         return error, None
-    energy = np.asarray(spectrum, np.float64) ** 2
+    energy = counts[..., None] * np.asarray(spectrum, np.float64) ** 2
     tail = float(energy[..., new.rank :].sum())
     return error, tail / max(float(energy.sum()), np.finfo(np.float64).tiny)
 
@@ -235,7 +239,8 @@ def _errors(
 def _measure(w: jax.Array, rebuilt: jax.Array, metric: Metric) -> tuple[jax.Array, ...]:
     w = w.astype(jnp.float32)
     lost = metric.loss(w - rebuilt.astype(jnp.float32))
-    return lost, metric.loss(w), metric.spectrum(w)
+    # a singular Gram leaves rounding of either sign
+    return jnp.maximum(lost, 0), jnp.maximum(metric.loss(w), 0), metric.spectrum(w)
 
 
 def _format(w: Any) -> str:

@@ -12,6 +12,7 @@ from lrjax.errors import ShapeError
 from lrjax.formats import LowRank
 from lrjax.formats.layout import Layout
 from lrjax.lift import UseKind
+from lrjax.metrics import Moments
 from lrjax.ops import densify
 from lrjax.plan import Budget, plan
 from lrjax.report import report
@@ -113,6 +114,26 @@ def test_a_looked_up_table_costs_its_output_side(rng):
     p = plan({"w": w}, {"w": SVD(rank=4)}, stats=stats)
     row = report({"w": w}, compress({"w": w}, p, stats), stats, p)["w"]
     assert (row.flops, row.dense_flops) == (2 * 4 * N, 0)
+    # without statistics the plan knows
+    p = plan({"w": w}, {"w": SVD(rank=4)}, usage={"w": use})
+    row = report({"w": w}, compress({"w": w}, p), plan=p)["w"]
+    assert (row.flops, row.dense_flops) == (p["w"].flops, 0) == (2 * 4 * N, 0)
+
+
+def test_experts_count_by_the_tokens_that_they_have_seen(rng):
+    w = jnp.asarray(rng.normal(size=(2, M, N)), jnp.float32).at[1, :, 4:].set(0)
+    counts, grams = jnp.asarray([100.0, 1.0]), jnp.stack([gram(rng, M, 50)[1].second] * 2)
+    stats = stats_of(
+        {"w": weight_use("w", w.shape, Layout((1,), (2,)))},
+        {"w": Moments(counts, jnp.zeros((2, M)), grams)},
+    )
+    p = plan({"w": w}, {"w": SVD(rank=4)}, stats=stats)
+    row = report({"w": w}, compress({"w": w}, p, stats), stats, p)["w"]
+    each = np.linalg.svd(np.linalg.cholesky(np.asarray(grams, float)).mT @ np.asarray(w, float))[1]
+    energy = np.asarray(counts)[:, None] * each**2
+    assert row.error == pytest.approx(energy[:, 4:].sum() / energy.sum(), rel=1e-3)
+    assert row.error == pytest.approx(p["w"].relative_loss, rel=1e-3)
+    assert row.status == "optimal"
 
 
 def test_prints_an_aligned_table_and_json(case):

@@ -62,8 +62,8 @@ def calibrate(
         on_batch: called with the number of batches done, after each.
 
     Raises:
-        StatsError: there are no batches, Fisher information is asked for without its loss, or a
-            weight, activation or gradient is not finite.
+        StatsError: there are no batches, or no tokens in them, Fisher information is asked for
+            without its loss, or a weight, activation or gradient is not finite.
         RuleError: a glob of `select` matches nothing.
     """
     _check_weights(params)
@@ -105,6 +105,10 @@ def calibrate(
         raise StatsError(message(got="no batches", expected="at least one", todo=todo))
     if not finite:
         raise _not_finite(total, observe, done)
+    if not total.tokens > 0:
+        todo = "Look at the mask: it says which positions are tokens, and not padding."
+        got = f"no token in {done} batches, all of them masked out"
+        raise StatsError(message(got=got, expected="at least one", todo=todo))
     return total
 
 

@@ -17,7 +17,7 @@ class Reducer:
     """Sums of one tap over its tokens z: their number, sum z z', and if asked sum z and sum |z|.
 
     Beside a full second moment, sum |C|^2 over examples, C an example's own sum z z' about the
-    batch's mean, where means are kept: how far examples lie apart.
+    batch's mean, where means are kept, and then sum tr C: how far examples lie apart.
 
     Attributes:
         max_gram: vectors longer than this keep the diagonal alone.
@@ -65,7 +65,8 @@ class Reducer:
         path = "...td,...ud->...tu" if tokens // count < width else "...td,...te->...de"
         square = jnp.sum(jnp.einsum(path, each, each) ** 2, axis=(-3, -2, -1))
         some = jnp.any(here.reshape(*here.shape[:-1], count, -1), axis=-1)
-        return {"examples": jnp.sum(some, axis=-1, dtype=jnp.float32), "square": square}
+        sums = {"examples": jnp.sum(some, axis=-1, dtype=jnp.float32), "square": square}
+        return sums | {"trace": jnp.sum(z**2, axis=(-2, -1))} if self.mean else sums
 
     def is_counts(self, tap: Tap) -> bool:
         """Whether the tap is of rows that are read from a table, given by their counts."""
@@ -82,15 +83,19 @@ def normalise(sums: dict[str, Array], *, diagonal: bool) -> Moments:
     safe = jnp.where(count > 0, count, 1.0)
     over = lambda x: x / jnp.reshape(safe, safe.shape + (1,) * (x.ndim - safe.ndim))
     mean, magnitude = (over(sums[k]) if k in sums else None for k in ("mean", "magnitude"))
-    scatter = _scatter(sums["examples"], sums["square"]) if "square" in sums else None
+    scatter = _scatter(sums) if "square" in sums else None
     return Moments(count, mean, over(sums["second"]), diagonal, magnitude, scatter)
 
 
-def _scatter(examples: Array, square: Array) -> Scatter:
+def _scatter(sums: dict[str, Array]) -> Scatter:
     """The scatter; of no example where fourth powers leave the range of float32."""
-    square = square / jnp.maximum(examples, 1.0)
+    examples = sums["examples"]
+    over = lambda x: x / jnp.maximum(examples, 1.0)
+    square = over(sums["square"])
     fits = jnp.isfinite(square)
-    return Scatter(jnp.where(fits, examples, 0.0), jnp.where(fits, square, 0.0))
+    kept = lambda x: jnp.where(fits, x, 0.0)
+    trace = kept(over(sums["trace"])) if "trace" in sums else None
+    return Scatter(kept(examples), kept(square), trace)
 
 
 def mask_outputs(cotangent: Float[Array, "..."], mask: Bool[Array, "batch length"] | None) -> Array:

@@ -105,7 +105,8 @@ class Stats:
         def apart(m: Scatter) -> Scatter:
             count = total(m.examples)
             share = m.examples / jnp.where(count > 0, count, 1.0)
-            return Scatter(count, total(share * m.square))
+            trace = None if m.trace is None else total(share * m.trace)
+            return Scatter(count, total(share * m.square), trace)
 
         def squares(m: SquaredGradients) -> SquaredGradients:
             count = total(m.count)

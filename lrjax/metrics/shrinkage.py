@@ -21,15 +21,18 @@ class Scatter:
     """How far one example's second moment lies from the next one's.
 
     Examples are independent where their tokens are not: each is one draw of C = sum_t z_t z_t', z
-    its tokens about the mean.
+    its tokens about the mean of their batch. What the means of batches lie apart is in the moment
+    alone; `error` adds it.
 
     Attributes:
         examples: number B of examples with a token, [*S] or [].
         square: mean over examples of |C|_F^2, [*S] or [].
+        trace: mean over examples of tr C, [*S] or []; None where batches have no means.
     """
 
     examples: Any
     square: Any
+    trace: Any = None
 
     def error(
         self, second: Float[Array, "*S d d"], count: Float[Array, "*S"]
@@ -39,16 +42,32 @@ class Scatter:
         ((B / n)^2 E|C|^2 - |S|^2) / (B - 1): the variance of a mean; 0 where it is not known.
         """
         norm = jnp.sqrt(jnp.sum(second**2, axis=(-2, -1)))
-        each = self.examples * jnp.sqrt(self.square) / _positive(count * norm)
+        share = self.examples / _positive(count * norm)
+        each = (share * jnp.sqrt(self.square)) ** 2 + self._apart(second, norm, share)
         known = (self.examples > 1) & (norm > 0)
-        return jnp.where(known, jnp.maximum(each**2 - 1, 0) / _positive(self.examples - 1), 0.0)
+        return jnp.where(known, jnp.maximum(each - 1, 0) / _positive(self.examples - 1), 0.0)
+
+    def _apart(self, second: Array, norm: Array, share: Array) -> Array:
+        """What E|C|^2 lacks for batches' means d about the whole's, in the unit of |S|^2.
+
+        C + n d d' has 2 n d'C d + n^2 |d|^4 more. The trace that S has beyond C is that of n d d';
+        d is taken as normal, of a covariance like S.
+        """
+        if self.trace is None:
+            return jnp.zeros(())
+        whole, own = jnp.trace(second, axis1=-2, axis2=-1) / _positive(norm), share * self.trace
+        beyond = jnp.maximum(whole - own, 0)
+        flat = 1 / _positive(whole) ** 2  # |S|^2 / tr(S)^2
+        return 2 * flat * own * beyond + (1 + 2 * flat) * beyond**2
 
 
 def merge_scatters(a: Scatter, b: Scatter) -> Scatter:
     """The scatter of both samples together, by examples."""
     total = a.examples + b.examples
     share = b.examples / _positive(total)
-    return Scatter(total, a.square + share * (b.square - a.square))
+    mix = lambda x, y: x + share * (y - x)
+    known = a.trace is not None and b.trace is not None
+    return Scatter(total, mix(a.square, b.square), mix(a.trace, b.trace) if known else None)
 
 
 class Shrinkage(ABC):

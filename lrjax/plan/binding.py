@@ -11,7 +11,7 @@ import numpy as np
 
 from lrjax.errors import StatsError, message
 from lrjax.formats.layout import Layout, matricize
-from lrjax.metrics import Kind, Metric, WeightStats
+from lrjax.metrics import Kind, Metric, Need, WeightStats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,13 @@ def bind(path: str, w: Any, layout: Layout, kind: Kind, stats: WeightStats | Non
                 todo="Calibrate with the model that is compressed.",
             )
         ) from e
+
+
+def tokens_of(seen: WeightStats | None, kind: Kind) -> np.ndarray:
+    """Tokens that each matrix of the stack has seen, [*S]; one where losses are per example."""
+    per_example = {Need.ROW_FISHER, Need.ELEMENT_FISHER} & set(kind.needs)
+    counted = seen is not None and seen.rows is not None and not per_example
+    return np.asarray(seen.rows.count if counted else 1.0, np.float64)  # pyright: ignore
 
 
 def weighed(bound: Bound, share: Any) -> Bound:

@@ -1,5 +1,6 @@
 """`plan`: from rules, a budget and statistics to a format and an integer rank for every weight."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,10 @@ from lrjax.calibrate import Stats
 from lrjax.decompose import Spec
 from lrjax.errors import BudgetError, RankError, ShapeError, StatsError, message
 from lrjax.lift import WeightUse
-from lrjax.metrics import Kind, Need, WeightStats, default_kind
+from lrjax.metrics import Kind, WeightStats, default_kind
 from lrjax.plan.allocation import Allocation, Global, Uniform
 from lrjax.plan.batching import grouped
-from lrjax.plan.binding import Bound, bind, weighed
+from lrjax.plan.binding import Bound, bind, tokens_of, weighed
 from lrjax.plan.budget import Budget, Currency, of_cache
 from lrjax.plan.knapsack import least_cost
 from lrjax.plan.matching import Rule, Target, targets
@@ -39,6 +40,7 @@ def plan(
     allocation: Allocation | None = None,
     tile: int = 1,
     trials: bool = True,
+    sensitivity: Mapping[str, float] | None = None,
 ) -> Plan:
     """Choose a format and a rank for every weight that a rule matches; deterministic, on the host.
 
@@ -60,6 +62,7 @@ def plan(
         tile: ranks are multiples of it.
         trials: solve the candidates of rules that list several, on a few weights of each shape, and
             correct what was predicted; else they are compared by bounds.
+        sensitivity: what `lrjax.sensitivity` found: the losses of a weight count as many times.
 
     Raises:
         RuleError: a rule matches nothing that can be factored, or a weight has no budget.
@@ -76,7 +79,7 @@ def plan(
     planned = [t for t in matched if t.specs]
     kinds = {t.path: _kind(t, metric, weight_stats(stats, t.path)) for t in planned}
     bounds = _bounds(planned, stats, kinds)
-    options = _options(planned, bounds, kinds, tile)
+    options = _sensitive(_options(planned, bounds, kinds, tile), sensitivity)
     groups = _groups(params, matched, budget)
     chosen: dict[str, _Choice] = {}
     for glob, limit, members in groups:
@@ -138,10 +141,28 @@ def _options(
     return {t.path: one(t) for t in planned}
 
 
+def _sensitive(
+    options: dict[str, Choices], sensitivity: Mapping[str, float] | None
+) -> dict[str, Choices]:
+    """The options, each weight's with its sensitivity."""
+    if sensitivity is None:
+        return options
+    for path in options:
+        found = sensitivity.get(path)
+        if found is None or not 0 <= found < float("inf"):
+            got = f"sensitivity {found}, known for {', '.join(sensitivity) or 'no weight'}"
+            todo = "Measure all weights that are planned: sensitivity(..., select=...)."
+            raise StatsError(message(path=path, got=got, expected="a number from 0", todo=todo))
+    return {
+        path: dataclasses.replace(c, sensitivity=float(sensitivity[path]))
+        for path, c in options.items()
+    }
+
+
 def _bounds(planned: list[Target], stats: Stats | None, kinds: dict[str, Kind]) -> dict[str, Bound]:
     """Path -> matrices and metric; a matrix that sees a share of the tokens counts as much."""
     seen = {t.path: weight_stats(stats, t.path) for t in planned}
-    tokens = {path: _tokens(s, kinds[path]) for path, s in seen.items()}
+    tokens = {path: tokens_of(s, kinds[path]) for path, s in seen.items()}
     most = max((float(n.max()) for n in tokens.values()), default=1.0) or 1.0
     found = {t.path: bind(t.path, t.leaf, t.layout, kinds[t.path], seen[t.path]) for t in planned}
     return {path: weighed(bound, tokens[path] / most) for path, bound in found.items()}
@@ -153,13 +174,6 @@ def _kind(t: Target, metric: Kind | None, seen: WeightStats | None) -> Kind:
         todo = "Candidates of one weight are compared under one metric."
         raise StatsError(message(path=t.path, got=own, expected="one metric", todo=todo))
     return next(iter(own), metric or default_kind(seen))
-
-
-def _tokens(seen: WeightStats | None, kind: Kind) -> np.ndarray:
-    """Tokens that each matrix of the stack has seen, [*S]; one where losses are per example."""
-    per_example = {Need.ROW_FISHER, Need.ELEMENT_FISHER} & set(kind.needs)
-    counted = seen is not None and seen.rows is not None and not per_example
-    return np.asarray(seen.rows.count if counted else 1.0, np.float64)  # pyright: ignore
 
 
 def _groups(
@@ -292,6 +306,7 @@ def _entry(t: Target, chosen: _Choice | None) -> Entry:
         flops=int(c.flops[j]),
         loss=float(c.error[j]),
         total=c.total,
+        sensitivity=c.sensitivity,
         reason=why(c, j, others, limit),
         rivals=others,
     )

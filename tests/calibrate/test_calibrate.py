@@ -342,6 +342,11 @@ class TestMistakes:
         with pytest.raises(StatsError, match="batch 1: got an empty batch"):
             calibrate(apply, params, [*inputs(rng, 4), jnp.zeros((0, D))])
 
+    def test_batches_without_a_token(self, params, rng):
+        batches, empty = [x.reshape(2, 2, D) for x in inputs(rng, 4)], jnp.zeros((2, 2), bool)
+        with pytest.raises(StatsError, match="no token in 1 batches"):
+            calibrate(apply, params, batches, mask=lambda _: empty, gradients=False)
+
     def test_nan_weights_are_named(self, params, rng):
         bad = params | {"k": {"kernel": params["k"]["kernel"].at[1, 1].set(jnp.nan)}}
         with pytest.raises(StatsError, match=r"k/kernel.*NaN"):

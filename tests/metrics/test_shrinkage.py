@@ -1,6 +1,7 @@
 """Shrinkage: what examples scatter by, counted in NumPy, and the share that follows from it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ def moments(z, mean=True):
     tokens = z.reshape(-1, z.shape[-1])
     middle = tokens.mean(0) if mean else np.zeros(z.shape[-1])
     own = [(x - middle).T @ (x - middle) for x in z]
-    scatter = Scatter(jnp.float32(len(z)), jnp.float32(np.mean([np.sum(c**2) for c in own])))
+    square = jnp.float32(np.mean([np.sum(c**2) for c in own]))
+    trace = jnp.float32(np.mean([np.trace(c) for c in own])) if mean else None
+    scatter = Scatter(jnp.float32(len(z)), square, trace)
     second = jnp.asarray(tokens.T @ tokens / len(tokens), jnp.float32)
     first = jnp.asarray(middle, jnp.float32) if mean else None
     return Moments(jnp.float32(len(tokens)), first, second, scatter=scatter)
@@ -58,6 +61,20 @@ def test_calibration_keeps_the_scatter_of_examples(rng):
     for side, want in ((seen.rows, rows), (seen.cols, cols)):
         assert float(side.scatter.examples) == 7
         np.testing.assert_allclose(side.scatter.square, np.sum(want) / 7, rtol=1e-4)
+
+
+def test_examples_one_by_one_lie_as_far_apart_as_those_of_one_batch(rng):
+    """Texts of different means: the share is the one of all at once, not that of each by itself."""
+    root = np.diag(np.linspace(2, 0.3, D))
+    whole, single = [], []
+    for _ in range(6):
+        z = sequences(rng, 24, root, tie=0.5) + 1
+        whole.append(moments(z))
+        single.append(functools.reduce(merge_moments, [moments(x[None]) for x in z]))
+    share = lambda ms: np.mean([float(m.side(shrink=LedoitWolf()).matrix[0, 0]) for m in ms])
+    plain = np.mean([float(m.second[0, 0]) for m in whole])
+    assert share(whole) < 0.97 * plain
+    assert abs(share(single) - share(whole)) < 0.3 * (plain - share(whole))
 
 
 def test_the_share_is_what_ledoit_and_wolf_say_where_a_token_is_an_example(rng):
