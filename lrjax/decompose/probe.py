@@ -12,9 +12,10 @@ POINTS = 24
 
 
 def rank_curve(most: int, loss: Callable[[int], float]) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks up to `most`, and their losses, between fits on a line in the logarithms of both.
+    """Ranks up to `most`, and their losses, between fits on a line in the square roots of both.
 
-    Losses of fits are upper bounds of the optimal ones, and made to fall with the rank.
+    Losses of fits are upper bounds of the optimal ones, and made to fall with the rank. Where the
+    parameters near those of the weight they go to zero faster than any power of the rank.
 
     Args:
       most: largest rank.
@@ -25,7 +26,5 @@ def rank_curve(most: int, loss: Callable[[int], float]) -> tuple[np.ndarray, np.
     ladder = lambda count: np.unique(np.round(np.geomspace(1, most, count)).astype(int))
     probed = ladder(PROBES)
     values = np.minimum.accumulate([loss(int(rank)) for rank in probed])
-    floor = max(values[0], 1e-300) * 1e-12
     ranks = ladder(POINTS)
-    line = np.interp(np.log(ranks), np.log(probed), np.log(np.maximum(values, floor)))
-    return ranks, np.exp(line)
+    return ranks, np.interp(np.sqrt(ranks), np.sqrt(probed), np.sqrt(values)) ** 2

@@ -263,3 +263,7 @@ def test_curves_are_interpolated_between_fits_and_fall():
     assert (np.diff(error) <= 0).all()
     np.testing.assert_allclose(error[[0, -1]], [100, 1])
     assert len(rank_curve(0, loss)[0]) == 0
+    # of white noise, and of a spectrum that falls, both lost to the end as parameters are all
+    for law in (lambda r: (1 - r / 21) ** 2, lambda r: 1 / r - 1 / 64):
+        ranks, error = rank_curve(20, law)
+        np.testing.assert_allclose(error, law(ranks), rtol=0.35)
