@@ -1,6 +1,7 @@
 """A weight whose rows and columns were reordered before it was factored."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Self
 
 from lrjax.errors import ShapeError, message
@@ -8,6 +9,8 @@ from lrjax.formats.factored import Factored, register
 from lrjax.formats.layout import Layout
 from lrjax.formats.network import Network
 from lrjax.formats.selection import Selection
+
+Order = tuple[int, ...]
 
 
 @register(meta=("rows", "cols"))
@@ -21,8 +24,8 @@ class Permuted(Factored):
     """
 
     weight: Any
-    rows: tuple[int, ...] | None = None
-    cols: tuple[int, ...] | None = None
+    rows: Order | None = None
+    cols: Order | None = None
 
     def networks(self) -> tuple[Network, ...]:
         """The weight's networks with a selection on each reordered dimension."""
@@ -38,17 +41,24 @@ class Permuted(Factored):
     def validate(self) -> Self:
         """Check the weight and that rows and cols permute its dimensions."""
         self.weight.validate()
-        for name, order, size in zip(
-            ("rows", "cols"), (self.rows, self.cols), self.weight.shape[-2:], strict=True
-        ):
-            if order is not None and sorted(order) != list(range(size)):
-                got, todo = f"{name} of {len(order)} indices", "Name every index once."
-                expected = f"a permutation of 0..{size - 1}"
-                raise ShapeError(message(path="Permuted", got=got, expected=expected, todo=todo))
+        check_orders(self.rows, self.cols, self.weight.shape)
         return super().validate()
 
 
-def _placed(net: Network, axis: int, order: tuple[int, ...] | None) -> Network:
+def check_orders(rows: Order | None, cols: Order | None, shape: Sequence[int]) -> None:
+    """Check that rows and cols permute those of matrices [*B, m, n].
+
+    Raises:
+      ShapeError: one does not.
+    """
+    for name, order, size in zip(("rows", "cols"), (rows, cols), shape[-2:], strict=True):
+        if order is not None and sorted(order) != list(range(size)):
+            got, todo = f"{name} of {len(order)} indices", "Name every index once."
+            expected = f"a permutation of 0..{size - 1}"
+            raise ShapeError(message(path="Permuted", got=got, expected=expected, todo=todo))
+
+
+def _placed(net: Network, axis: int, order: Order | None) -> Network:
     """The network with index i of a dimension moved to order[i]."""
     if order is None:
         return net

@@ -1,5 +1,6 @@
 """Grids and hierarchies of blocks: optimal, refitted, shared out, planned."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,12 +10,23 @@ import pytest
 
 import lrjax as lr
 from lrjax import ops
-from lrjax.decompose import BLAST, HODLR, HSS, BlockSVD, Monarch, Reordered, solve, spec_from_json
+from lrjax.decompose import (
+    BLAST,
+    HODLR,
+    HSS,
+    BlockSVD,
+    Energy,
+    Monarch,
+    Reordered,
+    WeightedLowRank,
+    solve,
+    spec_from_json,
+)
 from lrjax.decompose.block import blast, block_low_rank, hodlr, hss, monarch, seriate, share
-from lrjax.errors import RankError, ShapeError
+from lrjax.errors import RankError, RuleError, ShapeError
 from lrjax.formats.layout import Layout
 from lrjax.linalg import Status
-from lrjax.metrics import Diagonal, Gram, Metric
+from lrjax.metrics import Diagonal, Elements, Gram, Metric
 
 M, N = 48, 64
 
@@ -343,6 +355,33 @@ def test_an_order_recovers_a_shuffled_kernel(tmp_path):
     assert (back.plan, back.params["w"].rows) == (plan, rows)
 
 
+def test_an_order_moves_weights_of_entries_too():
+    w, f = normal(6, 6, 10), np.exp(normal(7, 6, 10))
+    rows, cols = seriate(normal(8, 6, 10))
+    spec = Reordered(WeightedLowRank(2), rows, cols)
+    x, own = spec.reordered(jnp.asarray(w), Elements.of(jnp.asarray(f)))
+    moved = lambda x: x[list(rows)][:, list(cols)]
+    np.testing.assert_array_equal([x, own.weights], [moved(w), moved(f)])
+    r, c = (side.values for side in (own.rows, own.cols))
+    again = Elements.of(own.weights)
+    np.testing.assert_allclose(
+        r[:, None] * c, np.outer(*(s.values for s in (again.rows, again.cols))), rtol=1e-4
+    )
+
+
+def test_an_order_is_of_the_weights_size_and_takes_a_rule_for_the_inner_rank():
+    w = jnp.asarray(normal(9, 12, 20))
+    for rows in ((0,) * 12, tuple(range(11)), tuple(range(13))):
+        with pytest.raises(ShapeError, match=r"w: .*a permutation of 0\.\.11"):
+            lr.plan({"w": w}, {"w": Reordered(HODLR((2,)), rows)})
+    inner, rows = HODLR(levels=1), tuple(range(12))[::-1]
+    with pytest.raises(RuleError, match="outside of the inner spec"):
+        Reordered(dataclasses.replace(inner, rank_by=Energy(0.5)), rows)
+    ruled = Reordered(inner, rows, rank_by=Energy(0.5)).ranked(np.asarray(w))
+    plain = dataclasses.replace(inner, rank_by=Energy(0.5)).ranked(np.asarray(w[::-1]))
+    assert ruled == Reordered(plain, rows)
+
+
 @pytest.mark.slow
 def test_an_order_moves_the_metric_too():
     w, sides = normal(6, M, N), (np.abs(normal(7, M)) ** 3, psd(8, N))
@@ -399,6 +438,6 @@ def test_impossible_sizes_are_errors_that_say_what_to_do(spec, error):
 
 def test_blocks_that_do_not_divide_leave_nothing_to_choose():
     w = jnp.asarray(normal(0, 47, 61))
-    for spec in (BlockSVD(), Monarch(), BLAST(), HODLR()):
+    for spec in (BlockSVD(), Monarch(), BLAST(), HODLR(), HSS(), HODLR(levels=0), HSS(levels=0)):
         measured = np.asarray(spec.measure(w, Metric()))
         assert not len(spec.options(w.shape, w.dtype, Layout((0,), (1,)), measured).params)

@@ -9,12 +9,11 @@ from jax import Array
 from jaxtyping import Float
 
 from lrjax.decompose.spec import Options, Spec, solve, spec_from_json
+from lrjax.errors import RuleError, message
 from lrjax.formats.layout import Layout
-from lrjax.formats.permuted import Permuted
+from lrjax.formats.permuted import Order, Permuted, check_orders
 from lrjax.linalg import Info
-from lrjax.metrics import Diagonal, Gram, Metric
-
-Order = tuple[int, ...]
+from lrjax.metrics import Diagonal, Elements, Gram, Metric
 
 
 def seriate(w: Float[np.ndarray, "m n"]) -> tuple[Order, Order]:
@@ -48,11 +47,21 @@ class Reordered(Spec):
         inner: the format of the reordered matrix.
         rows: row rows[i] of the weight comes i-th; None keeps the order.
         cols: likewise for columns.
+
+    Raises:
+        RuleError: the inner spec has a metric, or a rule for its rank, of its own.
     """
 
     inner: Spec
     rows: Order | None = dataclasses.field(default=None, metadata={"indices": True})
     cols: Order | None = dataclasses.field(default=None, metadata={"indices": True})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.inner.metric is not None or self.inner.rank_by is not None:
+            got, todo = f"Reordered of {self.inner!r}", "Give them to Reordered."
+            expected = "metric and rank_by outside of the inner spec"
+            raise RuleError(message(got=got, expected=expected, todo=todo))
 
     @property
     def is_fixed(self) -> bool:
@@ -71,6 +80,14 @@ class Reordered(Spec):
         """The inner spec with this size."""
         return dataclasses.replace(self, inner=self.inner.with_rank(rank))
 
+    def unfoldings(self, w: np.ndarray) -> Sequence[np.ndarray]:
+        """Those of the inner spec, of the reordered matrix."""
+        return self.inner.unfoldings(self._moved(w))
+
+    def with_unfolding_ranks(self, ranks: Sequence[int], shape: Sequence[int]) -> Self:
+        """The inner spec with these."""
+        return dataclasses.replace(self, inner=self.inner.with_unfolding_ranks(ranks, shape))
+
     def tiled(self, tile: int) -> Self:
         """The inner spec with this tile."""
         return dataclasses.replace(self, inner=self.inner.tiled(tile))
@@ -80,12 +97,19 @@ class Reordered(Spec):
         return self.inner.is_aligned(rank, tile)
 
     def reordered(self, w: Array, metric: Metric) -> tuple[Array, Metric]:
-        """Matrices [*S, m, n] and their metric in the order."""
-        rows, cols = (None if x is None else np.array(x) for x in (self.rows, self.cols))
-        w = w if rows is None else w[..., rows, :]
-        w = w if cols is None else w[..., cols]
-        mean = metric.mean if rows is None or metric.mean is None else metric.mean[..., rows]
-        return w, Metric(_moved(metric.rows, rows), _moved(metric.cols, cols), mean)
+        """Matrices [*S, m, n] and their metric in the order; ShapeError if they have another."""
+        own = dataclasses.replace(
+            metric, rows=_side(metric.rows, self.rows), cols=_side(metric.cols, self.cols)
+        )
+        if own.mean is not None:
+            own = dataclasses.replace(own, mean=_placed(own.mean, self.rows, -1))
+        if isinstance(own, Elements):
+            own = dataclasses.replace(own, weights=self._moved(own.weights))
+        return self._moved(w), own
+
+    def _moved(self, x: Any) -> Any:
+        check_orders(self.rows, self.cols, x.shape)
+        return _placed(_placed(x, self.rows, -2), self.cols, -1)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the inner spec's in it."""
@@ -100,13 +124,18 @@ class Reordered(Spec):
         return f"Reordered({self.inner!r})"
 
 
-def _moved(side: Any, order: np.ndarray | None) -> Any:
+def _side(side: Any, order: Order | None) -> Any:
     match side:
-        case Diagonal(values) if order is not None:
-            return Diagonal(values[..., order])
-        case Gram(matrix) if order is not None:
-            return Gram(matrix[..., order, :][..., order])
+        case Diagonal(values):
+            return Diagonal(_placed(values, order, -1))
+        case Gram(matrix):
+            return Gram(_placed(_placed(matrix, order, -2), order, -1))
     return side
+
+
+def _placed(x: Any, order: Order | None, axis: int) -> Any:
+    """The array in an order along an axis."""
+    return x if order is None else x.take(np.array(order), axis=axis)
 
 
 @solve.register
