@@ -69,6 +69,8 @@ def take(w: Any, indices: Any, axis: int = 0, mode: Mode = "fill", lazy: bool = 
 
 def _in_range(indices: Array, n: int, mode: Mode) -> tuple[Array, Array | None]:
     """Indices inside [0, n), and a mask of those that were valid where "fill" needs one."""
+    if indices.dtype.itemsize < 4:  # bytes count neither the rows nor the offset of negative ones
+        indices = indices.astype(jnp.int32)
     top = max(n - 1, 0)
     if mode == "clip":
         return jnp.clip(indices, 0, top), None
