@@ -22,6 +22,7 @@ from lrjax.formats.layout import Layout
 from lrjax.linalg import Info, Status, weighted_svd
 from lrjax.linalg.stack import working
 from lrjax.metrics import Diagonal, Metric
+from lrjax.ops import cost
 
 LEVELS = 64
 """Thresholds tried for `options`."""
@@ -87,10 +88,10 @@ class Banded(Spec):
         ranks = self._ladder(energy, sizes, n) if self.rank is None else [self.given((m, n))]
         tails = np.cumsum(np.pad(energy, ((0, 0), (0, 1)))[:, ::-1], axis=1)[:, ::-1]
         errors = [sum(t[r] for t, r in zip(tails, own, strict=True)) for own in ranks]
-        factors = np.array([_params(own, sizes, n) for own in ranks])
-        params = factors + m * digits_of(np.zeros(()), m, np.float32).size
+        costs = [cost(_abstract(own, sizes.tolist(), n, dtype)) for own in ranks]
+        params, flops = (np.array([getattr(c, f) for c in costs]) for f in ("params", "flops"))
         count = math.prod(stack)
-        return Options(np.array(ranks), count * params, 2 * count * factors, np.array(errors))
+        return Options(np.array(ranks), count * params, count * flops, np.array(errors))
 
     def with_rank(self, rank: Any) -> Self:
         """The spec with these ranks."""
@@ -154,10 +155,15 @@ class Banded(Spec):
         return bands, order
 
 
-def _params(ranks: Sequence[int], sizes: np.ndarray, n: int) -> int:
-    """Parameters of the bands: of two factors each, or dense at full rank."""
-    own = np.asarray(ranks)
-    return int(np.where(own < np.minimum(sizes, n), own * (sizes + n), sizes * n).sum())
+def _abstract(ranks: Sequence[int], sizes: Sequence[int], n: int, dtype: Any) -> BandedWeight:
+    """A table of these bands, dense at full rank, without values."""
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, dtype)
+    bands = tuple(
+        LowRank(array(m, r), array(r, n)) if r < min(m, n) else array(m, n)
+        for r, m in zip(map(int, ranks), sizes, strict=True)
+    )
+    m = sum(sizes)
+    return BandedWeight(bands, array(m, digits_of(np.zeros(()), m, np.float32).size))
 
 
 class _Band(NamedTuple):

@@ -66,6 +66,8 @@ def test_the_plan_gives_frequent_words_more_rank_and_beats_one_basis():
     assert isinstance(entry.spec, Banded)
     assert banded.rank == entry.spec.rank
     assert lr.cost(banded).params == entry.params <= 0.5 * V * N
+    row = lr.report(params, {"embedding": banded}, stats, plan)["embedding"]
+    assert row.flops == entry.flops
     assert banded.rank[0] > 3 * banded.rank[1]
     assert lr.Plan.from_json(plan.to_json()) == plan
 
