@@ -60,6 +60,9 @@ FORMATS: dict[str, Mapping[str, Spec]] = {
     "SharedBasis": {KERNELS: SharedBasis()},
     "semi-NMF": {KERNELS: NMF(iterations=60)},
 }
+SENSED = 48
+"""Functions of the calibration by which sensitivities are measured."""
+
 LOOSE: Mapping[str, Spec] = {KERNELS: SVD(metric=TwoSided(center=True))}
 """Second moments as they are, not shrunk as by default; another metric, so not a candidate."""
 
@@ -105,16 +108,31 @@ class Bench:
         )
         drawn = np.random.default_rng(seed).permutation(len(given))[:calibration]
         self.stats = see([given[i] for i in drawn])
+        self.probe = [(b.ids, b.mask) for b in cut([given[i] for i in drawn[:SENSED]])]
+        self.dense = dense
         self.others = see(held_out[:pairs])
         self.reference = self.task.embeddings(self.params)
 
-    def run(self, name: str, rules: Any, keep: float) -> dict[str, Any]:
+    def run(self, name: str, rules: Any, keep: float, sensed: bool = True) -> dict[str, Any]:
         """Plan, compress and score; also what the plan predicted and the report measured."""
         start = time.perf_counter()
+        sensitivity = None
+        if sensed:
+            sensitivity = lr.sensitivity(
+                lambda params, batch: self.dense(params, *batch),
+                self.params,
+                rules,
+                self.probe,
+                self.stats,
+                keep=keep,
+            )
+        measured = time.perf_counter()
         # Of the mixture every weight keeps the same share, so that each format has one.
         groups = rules if rules is MIXTURE else (KERNELS,)
         budget = {glob: lr.Budget(keep=keep) for glob in groups}
-        chosen = lr.plan(self.params, rules, budget=budget, stats=self.stats)
+        chosen = lr.plan(
+            self.params, rules, budget=budget, stats=self.stats, sensitivity=sensitivity
+        )
         planned = time.perf_counter()
         small = jax.block_until_ready(lr.compress(self.params, chosen, self.stats))
         solved = time.perf_counter()
@@ -133,7 +151,9 @@ class Bench:
             "held_out_loss": self.loss(small, paths, self.others),
             "formats": {r.path: f"{r.format} {r.ranks}" for r in report.rows},
             "reasons": {e.path: e.reason for e in chosen.entries},
-            "plan_s": planned - start,
+            "sensitivity": sensitivity,
+            "sensitivity_s": measured - start,
+            "plan_s": planned - measured,
             "solve_s": solved - planned,
             "total_s": time.perf_counter() - start,
             "params": small,

@@ -76,4 +76,5 @@ from lrjax.restructure import Units as Units
 from lrjax.restructure import ValueHeads as ValueHeads
 from lrjax.restructure import Width as Width
 from lrjax.restructure import restructure as restructure
+from lrjax.sensitivity import sensitivity as sensitivity
 from lrjax.trees import map_weights as map_weights

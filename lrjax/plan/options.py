@@ -27,6 +27,7 @@ class Choices:
         total: loss of dropping the weight.
         origin: which of the target's candidates each option is of; -1 for staying dense.
         refused: candidates that cannot stand for the weight, and why.
+        sensitivity: of each candidate, true over predicted loss; None where it was not measured.
     """
 
     target: Target
@@ -38,6 +39,7 @@ class Choices:
     total: float
     origin: np.ndarray
     refused: dict[int, str]
+    sensitivity: tuple[float, ...] | None = None
 
     def costs(self, currency: Currency) -> np.ndarray:
         """Cost of each option in a currency."""
@@ -52,6 +54,13 @@ class Choices:
                 raise of_cache(currency.value)
 
     @property
+    def scale(self) -> np.ndarray:
+        """What the error of each option counts, by its candidate's sensitivity; dense has none."""
+        if self.sensitivity is None:
+            return np.ones(len(self.specs))
+        return np.array([*self.sensitivity, 1.0])[self.origin]
+
+    @property
     def is_fixed(self) -> bool:
         """Whether there is nothing to choose."""
         return len(self.specs) == 1
@@ -61,12 +70,13 @@ class Choices:
         costs = self.costs(currency)
         dense = {Currency.PARAMS: self.target.size, Currency.FLOPS: dense_flops(self.target)}
         dense[Currency.BYTES] = self.target.size * self.target.leaf.dtype.itemsize
+        known = self.sensitivity or (1.0,)
         return Demand(
             costs,
-            self.error,
+            self.scale * self.error,
             dense[currency],
-            self.total,
-            self.kind.is_model_loss,
+            sum(known) / len(known) * self.total,
+            self.kind.is_model_loss or self.sensitivity is not None,
         )
 
 

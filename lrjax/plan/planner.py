@@ -1,7 +1,7 @@
 """`plan`: from rules, a budget and statistics to a format and an integer rank for every weight."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ def plan(
     allocation: Allocation | None = None,
     tile: int = 1,
     trials: bool = True,
-    sensitivity: Mapping[str, float] | None = None,
+    sensitivity: Mapping[str, Sequence[float]] | None = None,
 ) -> Plan:
     """Choose a format and a rank for every weight that a rule matches; deterministic, on the host.
 
@@ -62,7 +62,7 @@ def plan(
         tile: ranks are multiples of it.
         trials: solve the candidates of rules that list several, on a few weights of each shape, and
             correct what was predicted; else they are compared by bounds.
-        sensitivity: what `lrjax.sensitivity` found: the losses of a weight count as many times.
+        sensitivity: what `lrjax.sensitivity` found by the same rules: losses count as many times.
 
     Raises:
         RuleError: a rule matches nothing that can be factored, or a weight has no budget.
@@ -142,21 +142,20 @@ def _options(
 
 
 def _sensitive(
-    options: dict[str, Choices], sensitivity: Mapping[str, float] | None
+    options: dict[str, Choices], sensitivity: Mapping[str, Sequence[float]] | None
 ) -> dict[str, Choices]:
-    """The options, each weight's with its sensitivity."""
+    """The options of each weight with the sensitivities of its candidates."""
     if sensitivity is None:
         return options
-    for path in options:
-        found = sensitivity.get(path)
-        if found is None or not 0 <= found < float("inf"):
-            got = f"sensitivity {found}, known for {', '.join(sensitivity) or 'no weight'}"
-            todo = "Measure all weights that are planned: sensitivity(..., select=...)."
-            raise StatsError(message(path=path, got=got, expected="a number from 0", todo=todo))
-    return {
-        path: dataclasses.replace(c, sensitivity=float(sensitivity[path]))
-        for path, c in options.items()
-    }
+    found: dict[str, Choices] = {}
+    for path, c in options.items():
+        own, wanted = tuple(map(float, sensitivity.get(path, ()))), len(c.target.specs)
+        if len(own) != wanted or not all(0 <= s < float("inf") for s in own):
+            got, expected = f"sensitivities {own}", f"{wanted} finite ones, one a candidate"
+            todo = "Measure them by the same rules: lrjax.sensitivity(apply, params, rules, ...)."
+            raise StatsError(message(path=path, got=got, expected=expected, todo=todo))
+        found[path] = dataclasses.replace(c, sensitivity=own)
+    return found
 
 
 def _bounds(planned: list[Target], stats: Stats | None, kinds: dict[str, Kind]) -> dict[str, Bound]:
@@ -306,7 +305,8 @@ def _entry(t: Target, chosen: _Choice | None) -> Entry:
         flops=int(c.flops[j]),
         loss=float(c.error[j]),
         total=c.total,
-        sensitivity=c.sensitivity,
+        candidate=int(c.origin[j]),
+        sensitivity=None if c.sensitivity is None or c.specs[j] is None else float(c.scale[j]),
         reason=why(c, j, others, limit),
         rivals=others,
     )

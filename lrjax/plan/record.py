@@ -36,6 +36,8 @@ class Entry:
         total: loss of dropping the weight altogether, in the same unit.
         reason: why this choice.
         shared: path of the weight that this one is an alias of; it costs nothing then.
+        candidate: which of the rule's candidates was chosen; -1 for staying dense.
+        sensitivity: what its loss counted in the comparison; None if unmeasured, or dense.
         rivals: the candidates that were not chosen, and what each would have lost.
     """
 
@@ -55,6 +57,8 @@ class Entry:
     total: float = 0.0
     reason: str = ""
     shared: str | None = None
+    candidate: int = -1
+    sensitivity: float | None = None
     rivals: tuple[Rival, ...] = ()
 
     @property

@@ -17,7 +17,8 @@ class Rival:
 
     Attributes:
         spec: the candidate, its rank fixed; as the rule has it, where it has no such size.
-        loss: what it would lose, in the metric's unit; None where it has no such size.
+        loss: what it would lose, in the metric's unit, times its sensitivity over the chosen one's;
+            None where it has no such size.
         params: its parameters; None likewise.
         why: why it has no such size.
     """
@@ -39,7 +40,8 @@ class Rival:
 
 def rivals(c: Choices, j: int, currency: Currency) -> tuple[Rival, ...]:
     """All candidates but that of option j: the least loss of each at the cost of j or less."""
-    costs, found = c.costs(currency), []
+    costs, scale, found = c.costs(currency), c.scale, []
+    base = scale[j] or 1.0
     for candidate, spec in enumerate(c.target.specs):
         if candidate == c.origin[j]:
             continue
@@ -48,7 +50,9 @@ def rivals(c: Choices, j: int, currency: Currency) -> tuple[Rival, ...]:
             best = int(own[np.lexsort((costs[own], c.error[own]))[0]])
             sized = c.specs[best]
             assert sized is not None
-            found.append(Rival(sized, float(c.error[best]), int(c.params[best])))
+            found.append(
+                Rival(sized, float(c.error[best] * scale[best] / base), int(c.params[best]))
+            )
         else:
             found.append(Rival(spec, why=c.refused.get(candidate, "too large")))
     return tuple(found)
