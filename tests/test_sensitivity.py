@@ -147,6 +147,10 @@ def test_what_is_missing_is_said(case):
     for wrong in ({"same": (1.0,)}, whole | {"apart": (1.0, 2.0)}, whole | {"apart": (np.nan,)}):
         with pytest.raises(StatsError, match=r"apart: got sensitivities .*same rules"):
             lr.plan(params, RULES, budget=budget, stats=stats, sensitivity=wrong)
+    with pytest.raises(StatsError, match="got sensitivities of no weight"):
+        lr.plan(params, RULES, budget=budget, stats=stats, sensitivity={})
+    apart = {"same": budget, "apart": budget}  # budgets of their own: nothing is compared
+    lr.plan(params, RULES, budget=apart, stats=stats, sensitivity={"same": (1.0,)})
     flat = lr.plan(
         params, RULES, budget=budget, stats=stats, sensitivity=dict.fromkeys(params, (1.0,))
     )

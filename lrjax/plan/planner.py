@@ -62,7 +62,8 @@ def plan(
         tile: ranks are multiples of it.
         trials: solve the candidates of rules that list several, on a few weights of each shape, and
             correct what was predicted; else they are compared by bounds.
-        sensitivity: what `lrjax.sensitivity` found by the same rules: losses count as many times.
+        sensitivity: what `lrjax.sensitivity` found by the same rules: losses count as many times;
+            of all weights of a budget, or of none.
 
     Raises:
         RuleError: a rule matches nothing that can be factored, or a weight has no budget.
@@ -79,11 +80,16 @@ def plan(
     planned = [t for t in matched if t.specs]
     kinds = {t.path: _kind(t, metric, weight_stats(stats, t.path)) for t in planned}
     bounds = _bounds(planned, stats, kinds)
-    options = _sensitive(_options(planned, bounds, kinds, tile), sensitivity)
+    options = _options(planned, bounds, kinds, tile)
+    if sensitivity is not None and not any(path in sensitivity for path in options):
+        got = f"sensitivities of {', '.join(sensitivity) or 'no weight'}"
+        todo = "Measure them by the same rules."
+        expected = "those of planned weights"
+        raise StatsError(message(got=got, expected=expected, todo=todo))
     groups = _groups(params, matched, budget)
     chosen: dict[str, _Choice] = {}
     for glob, limit, members in groups:
-        mine = [options[t.path] for t in members if t.path in options]
+        mine = _sensitive([options[t.path] for t in members if t.path in options], sensitivity)
         if trials and limit is not None:
             money = _money(params, glob, limit, mine, matched)
             dense = sum(c.demand(limit.currency).dense_cost for c in mine)
@@ -142,19 +148,19 @@ def _options(
 
 
 def _sensitive(
-    options: dict[str, Choices], sensitivity: Mapping[str, Sequence[float]] | None
-) -> dict[str, Choices]:
-    """The options of each weight with the sensitivities of its candidates."""
-    if sensitivity is None:
-        return options
-    found: dict[str, Choices] = {}
-    for path, c in options.items():
-        own, wanted = tuple(map(float, sensitivity.get(path, ()))), len(c.target.specs)
+    mine: list[Choices], sensitivity: Mapping[str, Sequence[float]] | None
+) -> list[Choices]:
+    """Weights of one budget with the sensitivities of their candidates: all of them, or none."""
+    if sensitivity is None or not any(c.target.path in sensitivity for c in mine):
+        return mine
+    found = []
+    for c in mine:
+        own, wanted = tuple(map(float, sensitivity.get(c.target.path, ()))), len(c.target.specs)
         if len(own) != wanted or not all(0 <= s < float("inf") for s in own):
             got, expected = f"sensitivities {own}", f"{wanted} finite ones, one a candidate"
             todo = "Measure them by the same rules: lrjax.sensitivity(apply, params, rules, ...)."
-            raise StatsError(message(path=path, got=got, expected=expected, todo=todo))
-        found[path] = dataclasses.replace(c, sensitivity=own)
+            raise StatsError(message(path=c.target.path, got=got, expected=expected, todo=todo))
+        found.append(dataclasses.replace(c, sensitivity=own))
     return found
 
 
