@@ -8,6 +8,7 @@ the calibration's noise shows in the difference. The mixture's word table is com
 others' is not. Seeds draw the calibration texts and their probes.
 
     python benchmarks/formats_on_minilm.py [--keep 0.5] [--calibration 64 384] [--seeds 0 1 2]
+                                           [--sensitivity] [--only SVD chosen]
 """
 
 import argparse
@@ -113,7 +114,7 @@ class Bench:
         self.others = see(held_out[:pairs])
         self.reference = self.task.embeddings(self.params)
 
-    def run(self, name: str, rules: Any, keep: float, sensed: bool = True) -> dict[str, Any]:
+    def run(self, name: str, rules: Any, keep: float, sensed: bool = False) -> dict[str, Any]:
         """Plan, compress and score; also what the plan predicted and the report measured."""
         start = time.perf_counter()
         sensitivity = None
@@ -183,6 +184,7 @@ def main() -> None:
     args.add_argument("--pairs", type=int, default=120)
     args.add_argument("--calibration", type=int, nargs="+", default=[64, 384], help="functions")
     args.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args.add_argument("--sensitivity", action="store_true", help="measure it before every plan")
     args.add_argument("--only", nargs="*", help="models to run; its formats are the candidates")
     args.add_argument("--out", type=Path)
     given = args.parse_args()
@@ -191,7 +193,7 @@ def main() -> None:
         bench = Bench(given.pairs, functions, seed)
         seen = {"functions": functions, "seed": seed, "tokens": int(bench.stats.tokens)}
         console.print(f"calibrated on {seen}, {time.perf_counter() - begin:.0f} s")
-        mine = [seen | row for row in compare(bench, given.only, given.keep, console)]
+        mine = [seen | row for row in compare(bench, given, console)]
         show(console, mine)
         rows += mine
     sizes = {"keep": given.keep, "evaluated_functions": given.pairs}
@@ -199,10 +201,9 @@ def main() -> None:
     publish({"machine": machine(), **sizes, "rows": rows, "seconds": seconds}, given.out)
 
 
-def compare(
-    bench: Bench, only: Sequence[str] | None, keep: float, console: Console
-) -> Iterator[dict[str, Any]]:
+def compare(bench: Bench, given: argparse.Namespace, console: Console) -> Iterator[dict[str, Any]]:
     """The mixture, each format alone, and the choice among them."""
+    only = given.only
     named = [name for name in FORMATS if not only or name in only]
     wanted: dict[str, Any] = {
         "mixture": MIXTURE,
@@ -213,7 +214,7 @@ def compare(
     for name, rules in wanted.items():
         if only and name not in only:
             continue
-        row = bench.run(name, rules, keep)
+        row = bench.run(name, rules, given.keep, given.sensitivity)
         if name == "mixture":
             row["reloads"] = reloads(bench, row)
         console.print(f"{name}: cosine {row['cosine']:.4f}, {row['total_s']:.0f} s")
