@@ -35,6 +35,7 @@ def compress(
     texts: options.Texts = None,
     stats: options.Statistics = None,
     save_stats: options.SaveStatistics = None,
+    sensitivity: options.Sensitivity = 0,
     storage: Annotated[
         StorageName, typer.Option("--storage", help="How the tensors are stored.")
     ] = StorageName.SAFETENSORS,
@@ -49,12 +50,15 @@ def compress(
     from lrjax.cli import plan as planning
     from lrjax.cli import rules as reading
     from lrjax.cli import source
+    from lrjax.cli import texts as measuring
     from lrjax.compress import compress
     from lrjax.plan import Plan
     from lrjax.report import report
 
     _refuse(path, out, force)
-    ready = _plan_given(plan_file, (rule, rules, keep, nbytes, flops, metric, allocation))
+    ready = _plan_given(
+        plan_file, (rule, rules, keep, nbytes, flops, metric, allocation, sensitivity or None)
+    )
     budget = reading.read_budget(keep, nbytes, flops)
     kind = reading.read_metric(metric)
     given = reading.read_rules(rule, rules, kind)
@@ -68,8 +72,11 @@ def compress(
             needs = {need for entry in chosen.factored for need in entry.kind.needs}
         seen = planning.statistics(found, globs, texts, stats, save_stats, watch, needs)
         if chosen is None:
+            felt = measuring.sensitivity(found, texts, sensitivity, given, seen, watch)
             with watch("plan", None):
-                chosen = planning.make(found.params, given, budget, seen, kind, allocation, tile)
+                chosen = planning.make(
+                    found.params, given, budget, seen, kind, allocation, tile, felt
+                )
         with watch("factor", None):
             factored = compress(found.params, chosen, seen)
         with watch("report", None):
@@ -101,7 +108,7 @@ def _plan_given(file: Path | None, others: tuple[Any, ...]) -> Path | None:
     from lrjax.errors import RuleError, message
 
     if file is not None and any(other for other in others):
-        got = "--plan beside rules, a budget, a metric or an allocation"
+        got = "--plan beside rules, a budget, a metric, an allocation or --sensitivity"
         todo = "Give one of the two."
         raise RuleError(message(got=got, expected="a plan, or what it is made from", todo=todo))
     return file

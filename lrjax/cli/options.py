@@ -77,6 +77,16 @@ Statistics = Annotated[
     Path | None,
     typer.Option("--stats", metavar="FOLDER", help="Statistics that an earlier run saved."),
 ]
+Sensitivity = Annotated[
+    int,
+    typer.Option(
+        "--sensitivity",
+        metavar="COUNT",
+        min=0,
+        help="Measure on so many of the --texts (64 are enough) how far the error of each weight "
+        "reaches the output, and weigh losses by it. Default: 0, not measured.",
+    ),
+]
 SaveStatistics = Annotated[
     Path | None,
     typer.Option("--save-stats", metavar="FOLDER", help="Save the statistics gathered."),

@@ -23,6 +23,7 @@ def plan(
     texts: options.Texts = None,
     stats: options.Statistics = None,
     save_stats: options.SaveStatistics = None,
+    sensitivity: options.Sensitivity = 0,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Save the plan as JSON.")
     ] = None,
@@ -32,6 +33,7 @@ def plan(
     """What would become of every weight."""
     from lrjax.cli import rules as reading
     from lrjax.cli import source
+    from lrjax.cli import texts as measuring
 
     budget = reading.read_budget(keep, nbytes, flops)
     kind = reading.read_metric(metric)
@@ -41,8 +43,9 @@ def plan(
             found = source.read(path)
         needs = reading.needs(given, kind)
         seen = statistics(found, given, texts, stats, save_stats, watch, needs)
+        felt = measuring.sensitivity(found, texts, sensitivity, given, seen, watch)
         with watch("plan", None):
-            chosen = make(found.params, given, budget, seen, kind, allocation, tile)
+            chosen = make(found.params, given, budget, seen, kind, allocation, tile, felt)
     if out is not None:
         chosen.save(out, overwrite=force)
     emit(chosen.to_json() | {"keep": chosen.keep}, str(chosen), as_json=as_json)
@@ -56,13 +59,23 @@ def make(
     metric: Any,
     allocation: options.AllocationName | None,
     tile: int,
+    sensitivity: Any,
 ) -> Any:
     """The plan."""
     from lrjax.plan import Global, Uniform, plan
 
     ways = {None: None, "uniform": Uniform(), "global": Global()}
     way = ways[None if allocation is None else allocation.value]
-    return plan(params, rules, budget=budget, stats=stats, metric=metric, allocation=way, tile=tile)
+    return plan(
+        params,
+        rules,
+        budget=budget,
+        stats=stats,
+        metric=metric,
+        allocation=way,
+        tile=tile,
+        sensitivity=sensitivity,
+    )
 
 
 def statistics(

@@ -1,6 +1,6 @@
 """Texts for an encoder: a file of lines, tokenised into batches; statistics from them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,33 @@ def calibrate(
             magnitudes=Need.MAGNITUDES in needs,
             fisher=fisher,
             on_batch=lambda done: advance(),
+        )
+
+
+def sensitivity(
+    source: Source, texts: Path | None, count: int, rules: Mapping[str, Any], stats: Any, watch: Any
+) -> Any:
+    """Sensitivities of the weights by `count` of the texts, evenly chosen; None for none.
+
+    Raises:
+        StatsError: there are no texts to measure them by.
+    """
+    if not count:
+        return None
+    if texts is None:
+        got, todo = f"--sensitivity {count} without --texts", "Give --texts too."
+        raise StatsError(message(got=got, expected="texts to measure it by", todo=todo))
+    from lrjax.sensitivity import sensitivity
+
+    given = read(texts)
+    embed, step = embedder(source), max(len(given) // count, 1)
+    with watch("measure sensitivities", None):
+        return sensitivity(
+            lambda params, batch: embed(params, *batch),
+            source.params,
+            rules,
+            [(batch.ids, batch.mask) for batch in batches(source, given[::step][:count])],
+            stats,
         )
 
 

@@ -150,6 +150,18 @@ def test_weights_without_a_model_are_evaluated_against_the_dense_ones(run, bare,
     assert run("eval", tmp_path / "out").code == 2
 
 
+def test_sensitivities_are_measured_on_some_of_the_texts(run, encoder, texts, tmp_path):
+    rules = ["--rule", "encoder/**/query/kernel=SVD", "--keep", "0.7"]
+    refused = run("plan", encoder, *rules, "--sensitivity", 2)
+    assert refused.code == 2
+    assert "--sensitivity 2 without --texts" in refused.err
+    outcome = run("plan", encoder, *rules, "--texts", texts, "--sensitivity", 2, "--json")
+    assert outcome.code == 0, outcome
+    felt = [e["sensitivity"] for e in outcome.json["entries"] if e["spec"]]
+    assert felt
+    assert min(felt) > 0
+
+
 @pytest.mark.slow
 def test_importance_is_calibrated_by_name(run, encoder, texts, tmp_path):
     """Fisher information of the texts' embeddings; what is not asked for is not there later."""
