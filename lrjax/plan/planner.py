@@ -62,8 +62,8 @@ def plan(
         tile: ranks are multiples of it.
         trials: solve the candidates of rules that list several, on a few weights of each shape, and
             correct what was predicted; else they are compared by bounds.
-        sensitivity: what `lrjax.sensitivity` found by the same rules: losses count as many times;
-            of all weights of a budget, or of none.
+        sensitivity: what `lrjax.sensitivity` found by the same rules: what is predicted counts as
+            many times, in the place of trials; of all weights of a budget, or of none.
 
     Raises:
         RuleError: a rule matches nothing that can be factored, or a weight has no budget.
@@ -90,7 +90,8 @@ def plan(
     chosen: dict[str, _Choice] = {}
     for glob, limit, members in groups:
         mine = _sensitive([options[t.path] for t in members if t.path in options], sensitivity)
-        if trials and limit is not None:
+        # Sensitivities are measured against what is predicted, and correct it themselves.
+        if trials and limit is not None and not any(c.sensitivity for c in mine):
             money = _money(params, glob, limit, mine, matched)
             dense = sum(c.demand(limit.currency).dense_cost for c in mine)
             mine = corrected(mine, bounds, limit.currency, money / max(dense, 1))
