@@ -44,6 +44,9 @@ METHODS: dict[str, tuple[Spec, Kind]] = {
 }
 """arXiv:2207.00112, 2211.09718, 2312.05821, 2403.07378; KFAC-SVD with the shares of its code."""
 
+SENSED = 36
+"""Functions of the calibration on which the default plan may measure sensitivities, `sensed`."""
+
 DEFAULT: dict[str, Spec] = {"blocks": SVD(), "words": Banded()}
 
 
@@ -64,13 +67,17 @@ class Bench:
             batches(self.tokenize([*(p.query for p in pairs), *(p.document for p in pairs)]))
         )
 
+    def draw(self, functions: int, seed: int) -> list[Any]:
+        """Batches of the texts that a seed draws, fewer ones first among more."""
+        drawn = np.random.default_rng(seed).permutation(len(self.given))[:functions]
+        return [(b.ids, b.mask) for b in self.cut([self.given[i] for i in drawn])]
+
     def see(self, glob: str, functions: int, seed: int) -> lr.Stats:
         """All that any of the methods asks for, from texts that the seed draws."""
-        drawn = np.random.default_rng(seed).permutation(len(self.given))[:functions]
         return lr.calibrate(
             lambda params, batch: self.dense(params, *batch),
             self.params,
-            [(b.ids, b.mask) for b in self.cut([self.given[i] for i in drawn])],
+            self.draw(functions, seed),
             probes=Probes(seed=seed),
             mask=lambda batch: batch[1],
             select=(glob,),
@@ -78,15 +85,20 @@ class Bench:
             fisher=Fisher(labels=Probes(seed=seed)),
         )
 
-    def run(self, part: str, name: str, keep: float, stats: lr.Stats) -> dict[str, Any]:
+    def run(self, part: str, name: str, keep: float, stats: lr.Stats, seed: int) -> dict[str, Any]:
         """Plan, compress and score by one method."""
         start, options = time.perf_counter(), {}
         spec = DEFAULT[part]
         if name in METHODS:
             spec, kind = METHODS[name]
             options = {"metric": kind, "allocation": lr.Uniform()}
-        budget = lr.Budget(keep=keep)
-        plan = lr.plan(self.params, {GLOBS[part]: spec}, budget=budget, stats=stats, **options)
+        rules, budget = {GLOBS[part]: spec}, lr.Budget(keep=keep)
+        if name == "sensed":
+            embed = lambda params, batch: self.dense(params, *batch)
+            options["sensitivity"] = lr.sensitivity(
+                embed, self.params, rules, self.draw(SENSED, seed), stats
+            )
+        plan = lr.plan(self.params, rules, budget=budget, stats=stats, **options)
         small = jax.block_until_ready(lr.compress(self.params, plan, stats))
         seconds = time.perf_counter() - start
         cosine, recall = self.task.scores(self.task.embeddings(small), self.reference)
@@ -103,7 +115,11 @@ def main() -> None:
     args.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args.add_argument("--calibration", type=int, default=256, help="functions")
     args.add_argument("--pairs", type=int, default=250)
-    args.add_argument("--only", nargs="*", help="methods to run; 'default' is the default plan")
+    args.add_argument(
+        "--only",
+        nargs="*",
+        help="methods to run; 'default' is the default plan, 'sensed' the same by sensitivities",
+    )
     args.add_argument("--out", type=Path)
     given, begin = args.parse_args(), time.perf_counter()
     rows = list(compare(Bench(given.pairs), given))
@@ -115,13 +131,13 @@ def main() -> None:
 
 def compare(bench: Bench, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows, as they are found."""
-    named = [n for n in (*METHODS, "default") if not given.only or n in given.only]
+    named = [n for n in (*METHODS, "default", "sensed") if not given.only or n in given.only]
     for part in given.part:
         for seed in given.seeds:
             stats = bench.see(GLOBS[part], given.calibration, seed)
             for keep in given.keep:
                 for name in named:
-                    row = {"seed": seed, **bench.run(part, name, keep, stats)}
+                    row = {"seed": seed, **bench.run(part, name, keep, stats, seed)}
                     print(row, flush=True)
                     yield row
 
