@@ -106,11 +106,6 @@ class Tucker(Spec):
             rank = tuple(r if k in chosen else None for k, r in enumerate(rank))
         return dataclasses.replace(self, rank=rank, tile=1)
 
-    @property
-    def frame(self) -> Self:
-        """The spec with every mode whole."""
-        return dataclasses.replace(self, rank=tuple(None for _ in self.rank or ()))
-
     def tiled(self, tile: int) -> Self:
         """The spec with this tile."""
         return dataclasses.replace(self, tile=tile)
