@@ -372,5 +372,5 @@ def test_grouped_and_depthwise_kernels_factor_exactly_or_name_another_format(gro
     with pytest.raises(ShapeError, match=r"conv: .*a matrix alone"):
         lr.plan(tree, {"**": d.Banded((1, 1), count=2)}, usage=usage)
     train = lr.compress(tree, lr.plan(tree, {"**": d.TensorTrain(2)}, usage=usage))
-    with pytest.raises(DensifyError, match="conv: .*cuts a factor"):
+    with pytest.raises(DensifyError, match=r"conv: .*cuts a factor"):
         lr.lift(apply)(train, x)
