@@ -52,8 +52,8 @@ def sensitivity(
     `plan(..., sensitivity=...)` multiplies each candidate's losses by its own. So scaled, losses
     of statistics without gradients are comparable between weights, too.
 
-    Costs a solve and a forward pass over the batches for every candidate of every weight; a few
-    dozen examples are enough.
+    Costs a solve and a forward pass over the batches for every candidate of every weight, and holds
+    the dense outputs of all batches; a few dozen examples are enough.
 
     Args:
       apply: apply(params, batch) -> outputs.
