@@ -128,16 +128,17 @@ def _options(
         if type(spec).measure is Spec.measure:
             continue
         fit: list[Bound] = []
+        tiled = spec.tiled(tile)  # some measure the very sizes that they will offer
         for group in grouped([t for t in planned if spec in t.specs], lambda t: bounds[t.path].key):
             mine = [bounds[t.path] for t in group]
             try:
-                jax.eval_shape(spec.measure, mine[0].matrix, mine[0].metric)
+                jax.eval_shape(tiled.measure, mine[0].matrix, mine[0].metric)
                 fit += mine
             except (ShapeError, RankError, StatsError) as e:
                 if alone := next((t.path for t in group if len(t.specs) == 1), None):
                     raise type(e)(f"{alone}: {e}") from e
                 refused |= {(t.path, spec): str(e) for t in group}
-        found |= {(path, spec): x for path, x in measure(spec, fit).items()}
+        found |= {(path, spec): x for path, x in measure(tiled, fit).items()}
 
     def one(t: Target) -> Choices:
         mine = [found.get((t.path, s), spectrum[t.path]) for s in t.specs]

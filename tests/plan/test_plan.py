@@ -412,6 +412,13 @@ class TestCandidates:
         assert bound["w"].loss > 1.2 * lost["bound"]
         np.testing.assert_allclose(tried["w"].loss, lost["tried"], rtol=0.15)
 
+    def test_a_train_is_measured_at_the_tiles_that_it_offers(self):
+        w = matrix(np.random.default_rng(2), 32, 24, 0.5)
+        p = plan({"w": w}, {"w": TensorTrain(count=2)}, budget=Budget(keep=0.7), tile=4)
+        assert all(r % 4 == 0 for r in p["w"].spec.rank)
+        rebuilt = densify(compress({"w": w}, p)["w"])
+        np.testing.assert_allclose(p["w"].loss, jnp.sum((w - rebuilt) ** 2), rtol=0.1)
+
     @pytest.mark.slow
     def test_tiles_round_what_is_a_rank_in_each_format(self):
         rng = np.random.default_rng(2)
