@@ -16,6 +16,7 @@ from lrjax.calibrate.reduce import mask_outputs
 from lrjax.compress import compress
 from lrjax.errors import StatsError, message
 from lrjax.formats import is_factored
+from lrjax.metrics import Kind
 from lrjax.ops import densify
 from lrjax.plan import Budget, Entry, Plan, Uniform, plan
 from lrjax.plan.matching import Rule
@@ -34,6 +35,7 @@ def sensitivity(
     batches: Iterable[Batch],
     stats: Stats,
     *,
+    metric: Kind | None = None,
     keep: float = 0.5,
     mask: Callable[[Batch], Array] | None = None,
     distance: Distance | None = None,
@@ -61,6 +63,7 @@ def sensitivity(
       rules: those of the plan.
       batches: pytrees of arrays; of the calibration, never of the evaluation.
       stats: what `calibrate` found.
+      metric: what error means, for specs that do not say: that of the plan.
       keep: share of each weight's parameters that W' keeps, or the next below that it can.
       mask: mask(batch) -> which positions [batch, length] are tokens, and not padding.
       distance: distance(outputs, dense outputs, batch) -> what counts, summed over the examples;
@@ -73,12 +76,19 @@ def sensitivity(
     Raises:
       StatsError: there are no batches, no statistics of a weight, or a distance is not finite.
       RuleError: a rule matches nothing that can be factored.
+      BudgetError: the sizes that rules fix, or the least possible, exceed `keep`: raise it.
     """
     given = list(batches)
     if not given:
         raise StatsError(message(got="no batches", expected="at least one", todo="Pass some."))
     chosen = plan(
-        params, rules, budget=Budget(keep=keep), stats=stats, allocation=Uniform(), trials=False
+        params,
+        rules,
+        budget=Budget(keep=keep),
+        stats=stats,
+        metric=metric,
+        allocation=Uniform(),
+        trials=False,
     )
     far = distance or (lambda found, dense, batch: _squared(found, dense, batch, mask))
     run = jax.jit(apply)

@@ -77,6 +77,14 @@ def test_losses_of_inputs_alone_become_comparable(case):
     assert seeing["apart"].params > seeing["same"].params
 
 
+def test_they_are_of_the_metric_that_the_plan_takes(case):
+    params, batches, stats = case
+    stretched = {"apart": 5 * params["apart"], "same": params["same"]}
+    found = lr.sensitivity(pooled, stretched, RULES, batches, stats, metric=lr.metrics.Frobenius())
+    # losses are squares of the weights' own errors, so that only tokens differ
+    np.testing.assert_allclose(found["same"][0] / found["apart"][0], TOKENS, rtol=0.3)
+
+
 def test_every_candidate_has_its_own(case):
     params, batches, stats = case
     rules = {"*": [SVD(), BlockSVD(grid=(2, 2)), Tucker(modes=(3, 4, 5, 3))]}

@@ -72,7 +72,7 @@ def compress(
             needs = {need for entry in chosen.factored for need in entry.kind.needs}
         seen = planning.statistics(found, globs, texts, stats, save_stats, watch, needs)
         if chosen is None:
-            felt = measuring.sensitivity(found, texts, sensitivity, given, seen, watch)
+            felt = measuring.sensitivity(found, texts, sensitivity, given, seen, kind, watch)
             with watch("plan", None):
                 chosen = planning.make(
                     found.params, given, budget, seen, kind, allocation, tile, felt

@@ -43,7 +43,7 @@ def plan(
             found = source.read(path)
         needs = reading.needs(given, kind)
         seen = statistics(found, given, texts, stats, save_stats, watch, needs)
-        felt = measuring.sensitivity(found, texts, sensitivity, given, seen, watch)
+        felt = measuring.sensitivity(found, texts, sensitivity, given, seen, kind, watch)
         with watch("plan", None):
             chosen = make(found.params, given, budget, seen, kind, allocation, tile, felt)
     if out is not None:

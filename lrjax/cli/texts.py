@@ -82,7 +82,13 @@ def calibrate(
 
 
 def sensitivity(
-    source: Source, texts: Path | None, count: int, rules: Mapping[str, Any], stats: Any, watch: Any
+    source: Source,
+    texts: Path | None,
+    count: int,
+    rules: Mapping[str, Any],
+    stats: Any,
+    metric: Any,
+    watch: Any,
 ) -> Any:
     """Sensitivities of the weights by `count` of the texts, evenly chosen; None for none.
 
@@ -105,6 +111,7 @@ def sensitivity(
             rules,
             [(batch.ids, batch.mask) for batch in batches(source, given[::step][:count])],
             stats,
+            metric=metric,
         )
 
 
