@@ -8,7 +8,7 @@ the calibration's noise shows in the difference. The mixture's word table is com
 others' is not. Seeds draw the calibration texts and their probes.
 
     python benchmarks/formats_on_minilm.py [--keep 0.5] [--calibration 64 384] [--seeds 0 1 2]
-                                           [--sensitivity] [--only SVD chosen]
+                                           [--sensitivity] [--pairs 200]
 """
 
 import argparse
